@@ -1,0 +1,239 @@
+"""The one place that combines the parts: configuration -> data, module, callbacks, trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from effvit_train.checkpoints import Checkpoints
+from effvit_train.config import Config
+from effvit_train.curves import Curves
+from effvit_train.data.datamodule import Augment, DataModule
+from effvit_train.errors import UserError, seconds
+from effvit_train.keys import stream_key
+from effvit_train.models.factory import create, embed_width
+from effvit_train.models.record import ArchitectureRecord
+from effvit_train.module import VisionModule, check_recipe
+from effvit_train.parts import Attachment, Context
+from effvit_train.precision import Precision, choose_precision
+from effvit_train.report.tracking import Tracker
+from effvit_train.runs import RunDir
+from effvit_train.techniques import techniques
+
+
+@dataclass
+class Built:
+    """Everything that a run needs, wired."""
+
+    data: DataModule
+    module: VisionModule
+    record: ArchitectureRecord
+    precision: Precision
+    callbacks: list[pl.Callback] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def build(
+    config: Config,
+    *,
+    precision: str | None,
+    train: Callable[[Config, str, str], Path],
+    say: Callable[[str], None],
+) -> Built:
+    """Build data, model, techniques and module.
+
+    Args:
+        config: a validated configuration.
+        precision: what an earlier start of this run chose; None chooses now.
+        train: trains a model with another configuration, given what it is for and the fingerprint
+            of the data (see `parts.Context`).
+        say: prints one line.
+
+    Raises:
+        UserError: the data, the model or their combination is not possible.
+    """
+    check_recipe(config.recipe)
+    if config.trainer.num_threads is not None:
+        torch.set_num_threads(config.trainer.num_threads)
+    device_type = check_device(config)
+    data = DataModule(
+        config.dataset,
+        batch_size=config.recipe.batch_size,
+        seed=config.seed,
+        cache_dir=Path(config.cache_dir),
+        augment=Augment(randaugment=config.recipe.randaugment),
+        say=say,
+    )
+    info = data.info
+    torch.manual_seed(stream_key("weights", config.seed))
+    model, record = create(
+        config.model,
+        input_shape=info.input_shape,
+        classes=info.classes,
+        mean=info.mean,
+        std=info.std,
+        say=say,
+    )
+    chosen = choose_precision(
+        precision or config.trainer.precision, device_type=device_type, width=embed_width(model)
+    )
+
+    def test_accuracy(
+        predict: Callable[[Tensor], Tensor], mean: Sequence[float], std: Sequence[float]
+    ) -> float:
+        return _accuracy(data, predict, mean, std)
+
+    def train_here(other: Config, what: str) -> Path:
+        return train(other, what, info.fingerprint)
+
+    context = Context(config, info, model, record, train_here, test_accuracy, say)
+    attached = _attach(config, context)
+    module = VisionModule(
+        model,
+        record,
+        config.recipe,
+        total_steps=_total_steps(config, data),
+        seed=config.seed,
+        terms=[term for attachment in attached for term in attachment.terms],
+        label_weight=_product(attachment.label_weight for attachment in attached),
+        compiled=config.trainer.compile,
+    )
+    provenance: dict[str, Any] = {"teacher": None, "privacy": None, "pruning": None}
+    for attachment in attached:
+        provenance |= attachment.provenance
+    callbacks = [callback for attachment in attached for callback in attachment.callbacks]
+    return Built(data, module, record, chosen, callbacks, provenance)
+
+
+def make_trainer(config: Config, built: Built, *, run_dir: RunDir, tracker: Tracker, bar: pl.Callback | None) -> pl.Trainer:
+    """Lightning's Trainer with our callbacks: techniques first, then curves, checkpoints, bar."""
+    _quieten()
+    settings = config.trainer
+    callbacks: list[pl.Callback] = [
+        *built.callbacks,
+        Curves(run_dir.metrics, len(built.record.classes), tracker.log, settings.log_every_n_steps),
+        Checkpoints(
+            run_dir,
+            seconds(settings.checkpoint_every, key="trainer.checkpoint_every") if settings.checkpoint_every else None,
+        ),
+    ]
+    if bar is not None and settings.progress_bar:
+        callbacks.append(bar)
+    fast = 1 if settings.fast_dev_run else None
+    return pl.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        precision=built.precision.name,  # type: ignore[arg-type]
+        max_epochs=1 if settings.fast_dev_run else settings.max_epochs,
+        limit_train_batches=fast or settings.limit_train_batches,
+        limit_val_batches=fast or settings.limit_val_batches,
+        limit_test_batches=fast or settings.limit_test_batches,
+        check_val_every_n_epoch=settings.check_val_every_n_epoch,
+        gradient_clip_val=config.recipe.clip_grad,
+        # CPU kernels repeat themselves at a fixed thread count; the switch would only slow them down
+        deterministic=settings.deterministic if torch.cuda.is_available() else None,
+        default_root_dir=run_dir.path,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def check_device(config: Config) -> str:
+    """The type of the device that training will use; `UserError` when this machine has none."""
+    wanted = config.trainer.accelerator
+    if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
+        if wanted == "gpu" and torch.backends.mps.is_available():
+            return "mps"
+        raise UserError(
+            "this machine shows torch no CUDA device",
+            key="trainer.accelerator",
+            value=wanted,
+            remedy="use trainer=cpu, or install a CUDA build of torch",
+        )
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise UserError("this machine has no MPS device", key="trainer.accelerator", value=wanted, remedy="use trainer=cpu")
+    device = wanted
+    if wanted == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = "cuda" if device == "gpu" else device
+    devices = config.trainer.devices
+    if device == "cuda" and isinstance(devices, int) and devices > torch.cuda.device_count():
+        raise UserError(
+            f"this machine has {torch.cuda.device_count()} GPU(s)",
+            key="trainer.devices",
+            value=devices,
+            remedy=f"at most trainer.devices={torch.cuda.device_count()}",
+        )
+    if device == "cpu" and config.trainer.precision in ("16-mixed",):
+        raise UserError(
+            "fp16 autocast needs a GPU", key="trainer.precision", value="16-mixed", remedy="use bf16-mixed or auto"
+        )
+    return device
+
+
+def _attach(config: Config, context: Context) -> list[Attachment]:
+    active = [module for module in techniques().values() if module.PART.active(config)]
+    return [module.attach(config, context) for module in active]
+
+
+def _total_steps(config: Config, data: DataModule) -> int:
+    # not trainer.estimated_stepping_batches, which drops a stateful loader's state (Lightning#20550)
+    world = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
+    batches = len(data.train_dataloader())
+    if not torch.distributed.is_initialized():
+        batches = max(1, batches // max(1, world * config.trainer.num_nodes))
+    if config.trainer.limit_train_batches:
+        batches = min(batches, config.trainer.limit_train_batches)
+    return max(1, batches * config.trainer.max_epochs)
+
+
+@torch.no_grad()
+def _accuracy(
+    data: DataModule, predict: Callable[[Tensor], Tensor], mean: Sequence[float], std: Sequence[float]
+) -> float:
+    shape = (1, -1, 1, 1)
+    offset, scale = torch.tensor(mean).view(shape), torch.tensor(std).view(shape)
+    right = total = 0
+    for batch in data.test_dataloader():
+        logits = predict((batch.images.float() / 255 - offset) / scale)
+        right += int((logits.argmax(dim=-1) == batch.labels).sum())
+        total += len(batch.labels)
+    return right / total
+
+
+def _product(factors: Any) -> float:
+    result = 1.0
+    for factor in factors:
+        result *= factor
+    return result
+
+
+def _quieten() -> None:
+    """Silence what Lightning prints about itself; our own lines say what matters."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        r".*does not have many workers.*",
+        r".*The number of training batches.*smaller than the logging interval.*",
+        r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,275 @@
+"""The command line: `python train.py ...` and `effvit train|cost|report ...`.
+
+Imports late: `--help` and a wrong override answer before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from effvit_train.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+COMMANDS = {
+    "train": "train a model and write its card (the same as python train.py)",
+    "cost": "what any model would cost on this machine, without training it [--json]",
+    "report": "render the cards of finished runs again [--out DIR]",
+}
+EXAMPLES = (
+    ("python train.py", "a small ViT on the digits, to a card, in about two minutes"),
+    ("python train.py model=vit_s compress=distill", "ViT-S, taught by a convnet that is trained first"),
+    ("python train.py -m compress=none,distill seed=1,2,3", "six runs"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script `effvit`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(_help())
+        sys.exit(0)
+    if command == "--version":
+        from effvit_train import __version__
+
+        print(__version__)
+        sys.exit(0)
+    actions = {"train": train, "cost": cost, "report": report}
+    if command not in actions:
+        hint = did_you_mean(command, COMMANDS) or "see effvit --help"
+        _fail(UserError(f"unknown command '{command}' (there are {', '.join(COMMANDS)})", remedy=hint))
+    actions[command](arguments[1:])
+
+
+def train(argv: Sequence[str] | None = None) -> None:
+    """`effvit train [overrides]`, `python train.py [overrides]`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in arguments or "--help" in arguments:
+        print(_train_help())
+        sys.exit(0)
+    _with_hydra(_task, _redirect_resume(arguments))
+
+
+def cost(argv: Sequence[str]) -> None:
+    """`effvit cost [--json] [overrides]`: prints the card's `cost/*` measures of an untrained model."""
+    as_json = "--json" in argv
+
+    def task(cfg: DictConfig, overrides: list[str]) -> None:
+        from effvit_train.cost_command import print_cost
+
+        print_cost(_load(cfg, overrides), as_json=as_json)
+
+    arguments = [argument for argument in argv if argument != "--json"]
+    _with_hydra(task, [*arguments, "hydra.run.dir=.", "hydra.output_subdir=null"])
+
+
+def report(argv: Sequence[str]) -> None:
+    """`effvit report RUN_DIR... [--out DIR]`: writes `card.html` of finished runs again."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="effvit report", description=COMMANDS["report"])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--out", type=Path, help="directory for the pages instead of the run directories")
+    options = parser.parse_args(list(argv))
+    _guarded(lambda: _report(options.runs, options.out), [])
+
+
+def _report(runs: Sequence[Path], out: Path | None) -> None:
+    import shutil
+
+    from rich.console import Console
+
+    from effvit_train.card import Card
+    from effvit_train.report.baseline import find_baseline
+    from effvit_train.report.html import write_html
+    from effvit_train.report.terminal import card_table
+    from effvit_train.runs import RunDir
+
+    console = Console()
+    cards = [(run, Card.read(RunDir(run).card)) for run in runs]
+    for run, card in cards:
+        baseline = find_baseline(run, card)
+        page = write_html(run, baseline=baseline)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            page = Path(shutil.copyfile(page, out / f"{card.run['name']}-{card.run['id']}.html"))
+        console.print(card_table(card, baseline))
+        console.print(f"card: {page}", highlight=False, soft_wrap=True)
+
+
+def _task(cfg: DictConfig, overrides: list[str]) -> None:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from effvit_train.compose import load_resumed
+    from effvit_train.runs import RunDir, RunState, discard, ensure_writable
+
+    hydra = HydraConfig.get()
+    run_dir = RunDir(Path(hydra.runtime.output_dir))
+    state = None
+    resumed = cfg.resume is not None
+    if resumed:
+        run_dir = RunDir(Path(cfg.resume).expanduser().resolve())
+        cfg, first = load_resumed(run_dir, overrides)
+        state = RunState.read(run_dir.state) if run_dir.state.exists() else None
+        config = _load(cfg, first)
+        if state is not None and state.status == "done" and state.epochs >= _epochs(config):
+            print(f"{run_dir.path} is finished ({state.epochs} epochs): nothing to do\ncard: {run_dir.html}")
+            return
+        overrides = first
+    try:
+        config = _load(cfg, overrides)
+        if hydra.mode == RunMode.MULTIRUN and config.trainer.devices != 1 and "LOCAL_RANK" not in os.environ:
+            raise UserError(
+                "several processes cannot be started from a sweep", key="trainer.devices", value=config.trainer.devices,
+                remedy="use one device per job, or launch each run with torchrun or srun",
+            )  # fmt: skip
+        ensure_writable(run_dir.path)
+        from effvit_train.job import Interrupted, Job, run_job
+
+        if state is not None:
+            state.resumes += 1
+        name = str(cfg.name)
+        job = Job(config, run_dir, name, _model_name(cfg, overrides), overrides, state=state)
+        try:
+            run_job(job)
+        except Interrupted:
+            print(f"\ninterrupted; to go on: python train.py resume={shlex.quote(str(run_dir.path))}")
+            sys.exit(130)
+    except BaseException:
+        if not resumed:
+            discard(run_dir.path)
+        raise
+
+
+def _load(cfg: DictConfig, overrides: list[str]) -> Any:
+    from effvit_train.compose import load
+
+    return load(cfg, overrides, lambda line: print(line))
+
+
+def _epochs(config: Any) -> int:
+    return 1 if config.trainer.fast_dev_run else config.trainer.max_epochs
+
+
+def _model_name(cfg: DictConfig, overrides: list[str]) -> str:
+    from hydra.core.hydra_config import HydraConfig
+
+    from effvit_train.compose import typed_keys
+
+    typed = typed_keys(overrides)
+    if "model.name" in typed:
+        return str(cfg.model.name)
+    for override in overrides:
+        if override.startswith("model="):
+            return override.partition("=")[2]
+    return str(HydraConfig.get().runtime.choices.get("model"))
+
+
+def _with_hydra(task: Callable[[DictConfig, list[str]], None], arguments: list[str]) -> None:
+    """Compose with Hydra, run `task` once per job; every user's mistake ends in one line, exit 2."""
+    from effvit_train.compose import conf_dir, register
+
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    script = sys.argv[0]
+
+    def run() -> None:
+        import hydra
+        from hydra.core.hydra_config import HydraConfig
+
+        register()
+
+        def job(cfg: DictConfig) -> None:
+            overrides = list(HydraConfig.get().overrides.task)
+            try:
+                task(cfg, overrides)
+            except Exception as error:
+                if full_error:
+                    raise
+                # Hydra would print a line of its own before ours, and exit 1
+                _fail(error, overrides)
+
+        job.__module__ = __name__
+        sys.argv = [script, *arguments]
+        # Hydra formats errors itself unless it is told to raise them
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
+
+    try:
+        run()
+    except Exception as error:
+        if full_error:
+            raise
+        _fail(error, [argument for argument in arguments if "=" in argument])
+
+
+def _guarded(action: Callable[[], None], overrides: list[str]) -> None:
+    try:
+        action()
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        _fail(error, overrides)
+
+
+def _fail(error: Exception, overrides: Sequence[str] = ()) -> None:
+    """Print the one line and exit 2; an error that is not the user's keeps its traceback, exit 1."""
+    from effvit_train.compose import explain
+
+    ours = explain(error, list(overrides))
+    if ours is None:
+        import traceback
+
+        traceback.print_exception(error)
+        print("this is a bug in effvit_train, not in your input", file=sys.stderr)
+        sys.exit(1)
+    print(f"error: {ours}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _redirect_resume(arguments: list[str]) -> list[str]:
+    """A resumed run writes into its own directory: Hydra must not make another."""
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "resume" and value not in ("", "null"):
+            path = Path(value.strip("'\"")).expanduser()
+            if "-m" in arguments or "--multirun" in arguments:
+                _fail(UserError("cannot be part of a sweep", key="resume", value=value, remedy="leave out -m"))
+            if not path.is_dir():
+                _fail(UserError("is no directory", key="resume", value=value, remedy="give a run directory"))
+            return [*arguments, f"hydra.run.dir={json.dumps(str(path.resolve()))}", "hydra.output_subdir=null"]
+    return arguments
+
+
+def _help() -> str:
+    lines = ["effvit: train a vision transformer to a budget; see every trade-off on one card", ""]
+    lines += [f"  effvit {name:8} {what}" for name, what in COMMANDS.items()]
+    lines += ["", "`effvit train --help` lists the configuration groups."]
+    return "\n".join(lines)
+
+
+def _train_help() -> str:
+    from effvit_train.compose import GROUPS, group_options
+
+    program = "effvit train" if Path(sys.argv[0]).name == "effvit" else "python train.py"
+    lines = [f"usage: {program} [group=option ...] [key=value ...]", "", "groups (first: what to choose from):"]
+    lines += [f"  {group:11} {', '.join(group_options(group)) or '(yours: --config-dir DIR)'}" for group in GROUPS]
+    lines += ["", "  compress takes one or several: compress=distill, 'compress=[distill,...]'", "", "examples:"]
+    lines += [f"  {command.replace('python train.py', program):52} {what}" for command, what in EXAMPLES]
+    lines += [
+        "",
+        "  --cfg job          print the configuration instead of running",
+        "  -m                 sweep: every combination of comma-separated values",
+        "  --config-dir DIR   add your own configurations",
+        "  resume=RUN_DIR     go on with an interrupted run",
+        f"  completion         eval \"$({program} -sc install=bash)\"",
+    ]
+    return "\n".join(lines)

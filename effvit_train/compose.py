@@ -1,0 +1,263 @@
+"""From Hydra's composed configuration to our validated objects; from its errors to our one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from effvit_train.config import Config
+from effvit_train.errors import UserError, did_you_mean
+from effvit_train.parts import check_composition
+from effvit_train.runs import RunDir
+from effvit_train.techniques import all_parts, techniques
+
+GROUPS = ("model", "compress", "privacy", "dataset", "recipe", "trainer", "logger", "audit", "experiment")
+# What a resumed run may change: how long and how it is watched, never what has been trained.
+RESUMABLE = (
+    "trainer.max_epochs", "trainer.checkpoint_every", "trainer.progress_bar", "trainer.log_every_n_steps",
+    "dataset.num_workers", "dataset.root", "logger", "audit", "cache_dir",
+)  # fmt: skip
+_SHORT_ID = secrets.token_hex(2)
+
+
+def conf_dir() -> Path:
+    """The directory of the configuration groups: beside the package in a clone, inside it in a wheel."""
+    package = Path(__file__).resolve().parent
+    clone = package.parent / "conf"
+    return clone if (clone / "config.yaml").is_file() else package / "conf"
+
+
+def group_options(group: str) -> list[str]:
+    """The options of a configuration group."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def register() -> None:
+    """Register schemas and resolvers with Hydra and OmegaConf; may be called again."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="config", node=Config, package="_global_")
+    for name, module in techniques().items():
+        if module.PART.schema is not None:
+            store.store(group=f"schema/{module.PART.key}", name=name, node=module.PART.schema)
+    OmegaConf.register_new_resolver("short_id", lambda: _SHORT_ID, replace=True)
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+    OmegaConf.register_new_resolver("user_cache", _user_cache, replace=True)
+
+
+def parse_overrides(overrides: Iterable[str]) -> list[Override]:
+    """Parse overrides; `UserError` for one that cannot be read."""
+    parser = OverridesParser.create()
+    parsed = []
+    for override in overrides:
+        try:
+            parsed.extend(parser.parse_overrides([override]))
+        except OverrideParseException:
+            raise UserError(
+                f"{override!r} cannot be read as an override", remedy="write key=value; quote lists and spaces"
+            ) from None
+    return parsed
+
+
+def typed_keys(overrides: Iterable[str]) -> set[str]:
+    """The keys and groups that these overrides set."""
+    return {override.key_or_group for override in parse_overrides(overrides)}
+
+
+def load(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Config:
+    """Turn a composed configuration into validated objects.
+
+    Raises:
+        UserError: an unknown key, an impossible value, a forbidden combination.
+    """
+    known = [field.name for field in fields(Config)]
+    for key in cfg:
+        if key not in known:
+            hint = did_you_mean(str(key), known) or f"keys: {', '.join(known)}"
+            raise UserError("unknown key", key=str(key), remedy=hint)
+    typed = typed_keys(overrides)
+    _check_compress(cfg, overrides)
+    config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    if "model.name" in typed:
+        _replace_architecture(config, typed)
+    _convert_techniques(config)
+    for section in (
+        config.model, config.dataset, config.recipe, config.trainer, config.logger, config.audit, config.privacy,
+        *config.compress.values(),
+    ):  # fmt: skip
+        section.validate()
+    if config.seed < 0:
+        raise UserError("must be at least 0", key="seed", value=config.seed, remedy="e.g. seed=1")
+    check_composition(config, all_parts(), typed, say)
+    return config
+
+
+def load_resumed(run_dir: RunDir, overrides: list[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration of an earlier run, with the few overrides that a resume may make.
+
+    Returns:
+        The configuration, and the overrides of the first start.
+
+    Raises:
+        UserError: no such run, or an override that would change what has been trained.
+    """
+    if not run_dir.config.is_file():
+        remedy = "give a run directory (it holds .hydra/config.yaml)"
+        raise UserError("is not a run directory", key="resume", value=run_dir.path, remedy=remedy)
+    try:
+        stored = OmegaConf.load(run_dir.config)
+        cfg = OmegaConf.structured(Config)
+        for name in techniques():
+            if name in (stored.get("compress") or {}):
+                cfg.compress[name] = OmegaConf.structured(techniques()[name].PART.schema)
+        cfg = OmegaConf.merge(cfg, stored)
+        first = OmegaConf.load(run_dir.path / ".hydra" / "overrides.yaml")
+    except (OSError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"its configuration cannot be read ({_first_line(error)})", key="resume", value=run_dir.path,
+            remedy="resume with the version that started it, or start anew",
+        ) from None  # fmt: skip
+    for override in parse_overrides(overrides):
+        key = override.key_or_group
+        if key in ("resume", "run_dir") or key.startswith("hydra"):
+            continue
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in RESUMABLE) or key == "audit":
+            raise UserError(
+                "cannot change in a resumed run", key=key, value=override.value(),
+                remedy=f"a resume takes {', '.join(RESUMABLE)}; for anything else start a new run",
+            )  # fmt: skip
+        try:
+            OmegaConf.update(cfg, key, override.value())
+        except OmegaConfBaseException as error:
+            raise UserError(_first_line(error), key=key, value=override.value()) from None
+    assert isinstance(cfg, DictConfig)
+    return cfg, [str(item) for item in first]
+
+
+def explain(error: Exception, overrides: list[str]) -> UserError | None:
+    """Our one line for an error of Hydra or OmegaConf; None for any other error."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    if isinstance(error, OverrideParseException):
+        return UserError(
+            f"{error.override!r} cannot be read as an override", remedy="write key=value; quote lists and spaces"
+        )
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ValidationError) and cause.full_key:
+        message = str(cause).splitlines()[0]
+        wanted = re.search(r"could not be converted to (\w+)", message)
+        kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+        problem = f"must be {kinds.get(wanted[1], wanted[1])}" if wanted else message
+        return UserError(problem, key=str(cause.full_key), value=cause.value, remedy="see python train.py --cfg job")
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key and type(cause).__name__ in (
+        "ConfigAttributeError", "ConfigKeyError",
+    ):  # fmt: skip
+        return _unknown_key(str(cause.full_key), overrides)
+    if type(error).__module__.startswith(("hydra", "omegaconf")):
+        return UserError(_first_line(error), remedy="see python train.py --help")
+    return None
+
+
+def _missing_option(error: MissingConfigException) -> UserError:
+    name = error.missing_cfg_file or ""
+    group, _, option = name.rpartition("/")
+    options = [o for o in (error.options or group_options(group)) if o]
+    if not group:
+        return UserError(_first_line(error), remedy="see python train.py --help")
+    hint = did_you_mean(option, options)
+    return UserError(f"must be one of {', '.join(options) or '(none)'}", key=group, value=option, remedy=hint)
+
+
+def _unknown_key(full_key: str, overrides: list[str]) -> UserError:
+    parent, _, name = full_key.rpartition(".")
+    if parent == "compress" and name in techniques():
+        return UserError(f"{name} is not switched on", key=full_key, remedy=f"add compress={name}")
+    keys = schema_keys(parent)
+    if keys is None:
+        return UserError("unknown key", key=full_key, remedy=f"write +{full_key}=... to add a key of your own")
+    words = [*keys, *GROUPS] if not parent else keys
+    hint = did_you_mean(name, words) or f"allowed: {', '.join(words)}"
+    return UserError("unknown key", key=full_key, remedy=hint)
+
+
+def schema_keys(path: str) -> list[str] | None:
+    """Keys that the schema allows under a dotted path; None where any key may stand."""
+    node: Any = Config()
+    for name in filter(None, path.split(".")):
+        if isinstance(node, dict):
+            module = techniques().get(name)
+            if module is None or module.PART.schema is None:
+                return None
+            node = module.PART.schema()
+        else:
+            node = getattr(node, name, None)
+    if not is_dataclass(node):
+        return list(techniques()) if path == "compress" else None
+    return [field.name for field in fields(node)]
+
+
+def _check_compress(cfg: DictConfig, overrides: list[str]) -> None:
+    for override in parse_overrides(overrides):
+        if override.key_or_group == "compress":
+            value = override.value()
+            names = [str(name) for name in value] if isinstance(value, list) else [str(value)]
+            if "none" in names and len(names) > 1:
+                raise UserError(
+                    "none cannot be combined with another technique", key="compress", value=",".join(names),
+                    remedy="leave none out",
+                )  # fmt: skip
+    for name in cfg.compress:
+        if name not in techniques():
+            hint = did_you_mean(str(name), techniques()) or f"one of {', '.join(techniques())}"
+            raise UserError("unknown technique", key=f"compress.{name}", remedy=hint)
+
+
+def _convert_techniques(config: Config) -> None:
+    for name, value in config.compress.items():
+        schema = techniques()[name].PART.schema
+        if schema is not None and not is_dataclass(value):
+            config.compress[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), value))
+
+
+def _replace_architecture(config: Config, typed: set[str]) -> None:
+    """`model.name=X` replaces the group's architecture arguments; those typed stay."""
+    config.model.args = {
+        name: value for name, value in config.model.args.items() if f"model.args.{name}" in typed
+    }
+    if "model.patch_size" not in typed:
+        config.model.patch_size = None
+
+
+def _run_name(*, _root_: DictConfig) -> str:
+    choices: dict[str, Any] = {}
+    if HydraConfig.initialized():
+        choices = dict(HydraConfig.get().runtime.choices)
+        if "model.name" in typed_keys(HydraConfig.get().overrides.task):
+            choices["model"] = str(_root_.model.name).replace("/", "_")
+    techniques_on = "+".join(str(name) for name in _root_.compress) or "plain"
+    words = [str(choices.get("dataset") or _root_.dataset.name), str(choices.get("model") or "model"), techniques_on]
+    return "-".join(words)
+
+
+def _user_cache() -> str:
+    import platformdirs
+
+    return os.environ.get("EFFVIT_CACHE") or platformdirs.user_cache_dir("effvit_train")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Compression techniques, one module or package each (see `effvit_train.parts`)."""

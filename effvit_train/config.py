@@ -1,0 +1,219 @@
+"""The typed configuration and the rules of composition.
+
+Hydra composes YAML onto these schemas, so that an unknown key or a wrong type is refused while
+composing; `validate` refuses values that cannot be; `check_composition` refuses parts that do not
+go together. Parts declare themselves (`Part`): a new technique edits nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
+
+from effvit_train.data.config import DatasetConfig
+from effvit_train.errors import UserError, at_least, between, one_of, seconds
+from effvit_train.models.config import ModelConfig
+
+
+@dataclass
+class RecipeConfig:
+    """`recipe.*`: how to train. Optimizers, schedules and RandAugment go by timm's names.
+
+    Attributes:
+        batch_size: images per optimizer step and process.
+        optimizer: any name of `timm.optim.list_optimizers()`.
+        lr: peak learning rate, as given (not scaled by the batch size).
+        weight_decay: decoupled where the optimizer decouples it; none on biases and norms.
+        opt_args: further arguments of the optimizer, such as `betas`.
+        layer_decay: layer-wise learning-rate decay (timm's), null = off.
+        schedule: cosine | linear | tanh | constant, per step (timm's).
+        warmup: share of training spent on a linear warm-up.
+        min_lr: final learning rate as a share of `lr`.
+        clip_grad: largest global gradient norm, null = off.
+        label_smoothing: share of the target spread over all classes.
+        mixup: alpha of the Beta distribution (Zhang 2018), 0 = off.
+        cutmix: alpha of the Beta distribution (Yun 2019), 0 = off.
+        randaugment: timm's policy string such as `rand-m9-mstd0.5-inc1`, null = off.
+        erasing: probability of random erasing (Zhong 2020), per image.
+        ema: decay of the exponential moving average of the weights per step, 0 = off.
+    """
+
+    batch_size: int = 64
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    opt_args: dict[str, Any] = field(default_factory=dict)
+    layer_decay: Optional[float] = None
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    min_lr: float = 0.01
+    clip_grad: Optional[float] = None
+    label_smoothing: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    randaugment: Optional[str] = None
+    erasing: float = 0.0
+    ema: float = 0.0
+
+    def validate(self) -> None:
+        """Raise `UserError` for a value that cannot be."""
+        at_least("recipe.batch_size", self.batch_size, 1)
+        if not self.lr > 0:
+            raise UserError("must be positive", key="recipe.lr", value=self.lr, remedy="e.g. recipe.lr=0.001")
+        at_least("recipe.weight_decay", self.weight_decay, 0)
+        at_least("recipe.clip_grad", self.clip_grad, 0)
+        one_of("recipe.schedule", self.schedule, ("cosine", "linear", "tanh", "constant"))
+        for key in ("warmup", "min_lr", "label_smoothing", "ema"):
+            between(f"recipe.{key}", getattr(self, key), 0.0, 1.0, example="0.1")
+        between("recipe.erasing", self.erasing, 0.0, 1.0001, example="0.25")
+        at_least("recipe.mixup", self.mixup, 0)
+        at_least("recipe.cutmix", self.cutmix, 0)
+        if self.layer_decay is not None and not 0.0 < self.layer_decay <= 1.0:
+            raise UserError(
+                "must be in (0, 1]", key="recipe.layer_decay", value=self.layer_decay, remedy="e.g. 0.75"
+            )
+
+
+@dataclass
+class TrainerConfig:
+    """`trainer.*`: where and how long to train; Lightning's names where it has one.
+
+    Attributes:
+        max_epochs: passes over the training images.
+        accelerator: auto | cpu | gpu | cuda | mps.
+        devices: number of processes, or `auto`.
+        num_nodes: machines.
+        strategy: auto | ddp | fsdp or any name that Lightning knows.
+        precision: `auto` decides by processor and width; else Lightning's name (`32-true`,
+            `bf16-mixed`, `16-mixed`).
+        num_threads: threads of CPU kernels per process; null keeps torch's choice.
+        deterministic: deterministic kernels on CUDA too.
+        check_val_every_n_epoch: epochs between two validations.
+        checkpoint_every: time between two checkpoints such as `5m`; null = every epoch at most
+            every 30 seconds, and at the end.
+        log_every_n_steps: steps between two points of the training curves.
+        limit_train_batches: batches per training epoch, null = all.
+        limit_val_batches: batches per validation, null = all.
+        limit_test_batches: batches of the test, null = all.
+        fast_dev_run: one batch of everything, to see that all of it runs.
+        progress_bar: show it.
+        compile: `torch.compile` the model for training.
+    """
+
+    max_epochs: int = 100
+    accelerator: str = "auto"
+    devices: Union[int, str] = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "auto"
+    num_threads: Optional[int] = None
+    deterministic: bool = True
+    check_val_every_n_epoch: int = 1
+    checkpoint_every: Optional[str] = None
+    log_every_n_steps: int = 10
+    limit_train_batches: Optional[int] = None
+    limit_val_batches: Optional[int] = None
+    limit_test_batches: Optional[int] = None
+    fast_dev_run: bool = False
+    progress_bar: bool = True
+    compile: bool = False
+
+    def validate(self) -> None:
+        """Raise `UserError` for a value that cannot be."""
+        for key in (
+            "max_epochs", "num_nodes", "num_threads", "check_val_every_n_epoch", "log_every_n_steps",
+            "limit_train_batches", "limit_val_batches", "limit_test_batches",
+        ):  # fmt: skip
+            at_least(f"trainer.{key}", getattr(self, key), 1)
+        if not (self.devices == "auto" or (isinstance(self.devices, int) and self.devices > 0)):
+            raise UserError(
+                "must be a positive whole number or auto",
+                key="trainer.devices", value=self.devices, remedy="e.g. trainer.devices=2",
+            )  # fmt: skip
+        one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
+        one_of(
+            "trainer.precision", self.precision,
+            ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"),
+        )  # fmt: skip
+        if self.checkpoint_every is not None:
+            seconds(self.checkpoint_every, key="trainer.checkpoint_every")
+
+
+@dataclass
+class LoggerConfig:
+    """`logger.*`: Weights & Biases.
+
+    Attributes:
+        enabled: write a W&B run at all.
+        mode: `auto` is online when there is a login and the server answers, else offline;
+            or online | offline. The environment's `WANDB_MODE` wins over `auto`.
+        project, entity, group, name, tags: as in `wandb.init`.
+    """
+
+    enabled: bool = True
+    mode: str = "auto"
+    project: str = "effvit_train"
+    entity: Optional[str] = None
+    group: Optional[str] = None
+    name: Optional[str] = None
+    tags: list[str] = field(default_factory=list)
+
+    def validate(self) -> None:
+        """Raise `UserError` for a value that cannot be."""
+        one_of("logger.mode", self.mode, ("auto", "online", "offline"))
+
+
+@dataclass
+class AuditConfig:
+    """`audit.*`: what to measure after training. `quality/*` and `cost/*` are always measured.
+
+    Attributes:
+        level: none | quick | full: how much beyond quality and cost.
+        latency_runs: timed inferences at batch 1.
+        throughput_batch: images per batch for `cost/throughput`.
+        throughput_runs: timed batches.
+        num_threads: CPU threads while measuring; null = those of training.
+    """
+
+    level: str = "quick"
+    latency_runs: int = 100
+    throughput_batch: int = 64
+    throughput_runs: int = 10
+    num_threads: Optional[int] = None
+
+    def validate(self) -> None:
+        """Raise `UserError` for a value that cannot be."""
+        one_of("audit.level", self.level, ("none", "quick", "full"))
+        for key in ("latency_runs", "throughput_batch", "throughput_runs", "num_threads"):
+            at_least(f"audit.{key}", getattr(self, key), 1)
+
+
+@dataclass
+class PrivacyConfig:
+    """`privacy.*`. Only `none` exists so far: training without differential privacy."""
+
+    mechanism: str = "none"
+
+    def validate(self) -> None:
+        """Raise `UserError` for a value that cannot be."""
+        one_of("privacy.mechanism", self.mechanism, ("none",))
+
+
+@dataclass
+class Config:
+    """The whole configuration. `compress` maps each active technique to its own schema."""
+
+    seed: int = 0
+    name: str = ""
+    run_dir: str = ""
+    resume: Optional[str] = None
+    cache_dir: str = ""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    compress: dict[str, Any] = field(default_factory=dict)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)

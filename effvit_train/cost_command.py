@@ -1,0 +1,62 @@
+"""`effvit cost`: what a model would cost on this machine, without training it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from effvit_train.audit.cost import measure_cost
+from effvit_train.card import Card
+from effvit_train.config import Config, DatasetConfig
+from effvit_train.errors import UserError
+from effvit_train.models.factory import resolve
+from effvit_train.report.terminal import cost_table
+
+# (image size, channels, classes) of the sets that are known without their files
+_KNOWN = {"digits": (8, 1, 10), "fashion_mnist": (28, 1, 10), "cifar10": (32, 3, 10)}
+
+
+def print_cost(config: Config, *, as_json: bool) -> None:
+    """Measure and print `cost/*` of an untrained model; `as_json` prints one JSON object."""
+    channels, height, width, classes = _shape(config)
+    record = resolve(
+        config.model,
+        input_shape=(channels, height, width),
+        classes=[str(k) for k in range(classes)],
+        mean=[0.5] * channels,
+        std=[0.5] * channels,
+    )
+    measured, conditions = measure_cost(record, config.audit, num_threads=config.trainer.num_threads)
+    measured.missing["cost/train_seconds"] = "nothing was trained"
+    card = Card.of(run={}, model={"name": record.name}, measured=measured, provenance={})
+    costs = {key: value for key, value in card.measures.items() if key.startswith("cost/")}
+    missing = {key: reason for key, reason in card.missing.items() if key in costs}
+    if as_json:
+        model = {"name": record.name, "kwargs": record.kwargs, "input_shape": list(record.input_shape)}
+        print(json.dumps({"model": model, "measures": costs, "missing": missing, "conditions": conditions}))
+        return
+    Console().print(cost_table(record, costs, missing, conditions))
+
+
+def _shape(config: Config) -> tuple[int, int, int, int]:
+    dataset = config.dataset
+    size, channels, classes = _KNOWN.get(dataset.name, (None, None, None))
+    size = dataset.image_size or size or (224 if dataset.name == "image_folder" else None)
+    channels, classes = dataset.channels or channels, dataset.num_classes or classes
+    if size is None or channels is None or classes is None:
+        return _from_data(dataset, config)
+    return channels, size, size, classes
+
+
+def _from_data(dataset: DatasetConfig, config: Config) -> tuple[int, int, int, int]:
+    if dataset.name == "image_folder" and dataset.root is None:
+        raise UserError(
+            "is needed to know the model's input and output", key="dataset.num_classes", value=None,
+            remedy="give dataset.num_classes and dataset.channels, or dataset.root",
+        )  # fmt: skip
+    from effvit_train.data.datamodule import DataModule
+
+    data = DataModule(dataset, batch_size=1, seed=config.seed, cache_dir=Path(config.cache_dir))
+    return (*data.info.input_shape, len(data.info.classes))

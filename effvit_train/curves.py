@@ -1,0 +1,131 @@
+"""The curves: a row of `metrics.csv` per epoch, and points in the W&B run."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import override
+
+from effvit_train.files import write_text
+
+
+class Curves(pl.Callback):
+    """Writes one row per epoch: the mean of each loss term, and the validation's loss and accuracy.
+
+    The file holds no wall-clock columns. It is rewritten whole and atomically; after a resume the
+    rows of epochs that are trained again are dropped.
+
+    Args:
+        path: `metrics.csv`.
+        classes: number of classes.
+        log: receives (values, step), for W&B.
+        every: optimizer steps between two points within an epoch.
+    """
+
+    def __init__(self, path: Path, classes: int, log: Callable[[Mapping[str, float], int], None], every: int) -> None:
+        self.path, self.log, self.every = path, log, every
+        self._accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
+        self._loss = MeanMetric()
+        self._rows: list[dict[str, str]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the rows of the epochs that stay trained (the loops' state is restored by now)."""
+        self._accuracy, self._loss = self._accuracy.to(pl_module.device), self._loss.to(pl_module.device)
+        done = trainer.fit_loop.epoch_progress.current.processed
+        self._rows = [row for row in read_rows(self.path) if int(row["epoch"]) <= done]
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's means."""
+        self._sums, self._steps = {}, 0
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the step's terms (no synchronisation of a GPU except where a point is logged)."""
+        values = {"train/loss": outputs["loss"].detach()}
+        values |= {f"train/{name}": value for name, value in outputs["terms"].items()}
+        self._sums = {name: self._sums[name] + value if name in self._sums else value for name, value in values.items()}
+        self._steps += 1
+        if trainer.global_step % self.every == 0 and trainer.is_global_zero:
+            point = {name: float(value) for name, value in values.items()}
+            self.log({**point, "lr": _learning_rate(trainer)}, trainer.global_step)
+
+    @override
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the validation's means."""
+        self._accuracy.reset()
+        self._loss.reset()
+
+    @override
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Add the batch."""
+        logits, labels, _ = outputs
+        self._accuracy.update(logits, labels)
+        self._loss.update(F.cross_entropy(logits, labels), weight=len(labels))
+
+    @override
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Publish `val/accuracy` and `val/loss` (means over all ranks)."""
+        pl_module.log("val/accuracy", self._accuracy.compute())
+        pl_module.log("val/loss", self._loss.compute())
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the epoch's row."""
+        names = list(self._sums)
+        means = torch.stack([self._sums[name] for name in names]) / max(1, self._steps)
+        means = trainer.strategy.reduce(means, reduce_op="mean")
+        values = dict(zip(names, means.tolist(), strict=True))
+        values |= {
+            name: float(trainer.callback_metrics[name])
+            for name in ("val/loss", "val/accuracy")
+            if name in trainer.callback_metrics
+        }
+        if not trainer.is_global_zero:
+            return
+        epoch = trainer.current_epoch + 1
+        row = {"epoch": str(epoch), "step": str(trainer.global_step), "lr": f"{_learning_rate(trainer):.6g}"}
+        row |= {name: f"{value:.6g}" for name, value in values.items()}
+        self._rows.append(row)
+        write_rows(self.path, self._rows)
+        self.log({**values, "epoch": epoch}, trainer.global_step)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a `metrics.csv`; none where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write a `metrics.csv` atomically; its columns are all that occur, in order of appearance."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def _learning_rate(trainer: pl.Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[-1]["lr"])

@@ -1,0 +1,106 @@
+"""The typed schema of the `dataset` group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from effvit_train.errors import UserError, at_least, between, one_of
+
+ON_BAD_IMAGE = ("error", "skip")
+CROP_MODES = ("center", "squash", "border")
+IN_MEMORY = ("auto", "true", "false")
+
+
+@dataclass
+class AugmentConfig:
+    """`dataset.augment.*`: changes that keep the label of this data set's images.
+
+    Attributes:
+        shift: largest shift in pixels, each axis, drawn uniformly; the border is zero-padded.
+        hflip: mirror left–right with probability one half.
+        vflip: mirror top–bottom with probability one half.
+        resized_crop: smallest share of the area kept by a random resized crop (1 = off).
+    """
+
+    shift: int = 0
+    hflip: bool = False
+    vflip: bool = False
+    resized_crop: float = 1.0
+
+
+@dataclass
+class DatasetConfig:
+    """`dataset.*`.
+
+    Attributes:
+        name: digits | fashion_mnist | cifar10 | image_folder | synthetic.
+        root: directory of the data (unused by `digits` and `synthetic`).
+        image_size: height = width in pixels after resizing; null keeps the set's own.
+        channels: 1 or 3; null keeps the set's own.
+        num_classes: null reads it from the data; otherwise it must agree (synthetic: sets it).
+        num_samples: images of `synthetic`, all splits together.
+        download: fetch a public set that is not under `root`.
+        split_seed: fixes validation, test and `train_fraction`, whatever `seed` is.
+        split_group: column of `labels_csv` whose groups are never divided between splits.
+        val_fraction: share of the training images held out where the set has no validation split.
+        test_fraction: share of all images held out where the set has no test split.
+        train_fraction: share of the training split used (stratified), the rest is unused.
+        labels_csv: table with `path,label` and group columns; default `root/labels.csv` if there.
+        on_bad_image: `error` names the first bad files and stops; `skip` leaves them out, counted.
+        crop_mode: how an image of another shape becomes square: `center` (shorter side to size,
+            centre crop), `squash` (ignore the aspect), `border` (pad with the mean).
+        max_pixels: larger images are refused (decompression bombs).
+        in_memory: hold the decoded set as uint8; `auto` does so up to `memory_limit_mb`.
+        memory_limit_mb: limit of `in_memory=auto`.
+        num_workers: loader processes; null picks 0 in memory, else the number of cores.
+        augment: see `AugmentConfig`.
+    """
+
+    name: str = "digits"
+    root: Optional[str] = None
+    image_size: Optional[int] = None
+    channels: Optional[int] = None
+    num_classes: Optional[int] = None
+    num_samples: int = 2048
+    download: bool = False
+    split_seed: int = 0
+    split_group: Optional[str] = None
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    train_fraction: float = 1.0
+    labels_csv: Optional[str] = None
+    on_bad_image: str = "error"
+    crop_mode: str = "center"
+    max_pixels: int = 100_000_000
+    in_memory: str = "auto"
+    memory_limit_mb: int = 2048
+    num_workers: Optional[int] = None
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def validate(self) -> None:
+        """Raise `UserError` for a value that cannot be."""
+        for key, allowed in (
+            ("on_bad_image", ON_BAD_IMAGE),
+            ("crop_mode", CROP_MODES),
+            ("in_memory", IN_MEMORY),
+        ):
+            one_of(f"dataset.{key}", getattr(self, key), allowed)
+        for key in ("val_fraction", "test_fraction"):
+            between(f"dataset.{key}", getattr(self, key), 0.0, 1.0, example="0.1")
+        value = self.train_fraction
+        if not 0.0 < value <= 1.0:
+            raise UserError("must be in (0, 1]", key="dataset.train_fraction", value=value, remedy="e.g. 0.2")
+        for key in ("image_size", "num_samples", "max_pixels", "memory_limit_mb", "num_classes"):
+            at_least(f"dataset.{key}", getattr(self, key), 2 if key == "num_classes" else 1)
+        if self.channels not in (None, 1, 3):
+            raise UserError(
+                "must be 1, 3 or null", key="dataset.channels", value=self.channels, remedy="e.g. 3"
+            )
+        at_least("dataset.num_workers", self.num_workers, 0)
+        at_least("dataset.augment.shift", self.augment.shift, 0)
+        if not 0.0 < self.augment.resized_crop <= 1.0:
+            raise UserError(
+                "must be in (0, 1] (1 = off)",
+                key="dataset.augment.resized_crop", value=self.augment.resized_crop, remedy="e.g. 0.35",
+            )  # fmt: skip

@@ -1,0 +1,74 @@
+"""Errors that are the user's to mend: one line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """The user's input is at fault. `str(error)` is the one line that the terminal shows.
+
+    The line names the key, the value, what is wrong (with what is allowed) and the remedy.
+    Give `key=None` for a fault that belongs to no configuration key (a file, an argument).
+    """
+
+    def __init__(
+        self, problem: str, *, key: str | None = None, value: object = ..., remedy: str = ""
+    ) -> None:
+        self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
+        head = ""
+        if key is not None:
+            head = f"{key}: " if value is ... else f"{key}={_show(value)}: "
+        line = f"{head}{problem}" + (f"; {remedy}" if remedy else "")
+        super().__init__(" ".join(line.split()))
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """`"did you mean 'x'?"` for the nearest allowed word, or `""` when none is near."""
+    near = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else ""
+
+
+def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise `UserError` unless `value` is one of `allowed`."""
+    if value not in allowed:
+        hint = did_you_mean(value, allowed) or f"e.g. {key}={allowed[0]}"
+        raise UserError(f"must be one of {', '.join(allowed)}", key=key, value=value, remedy=hint)
+
+
+def between(key: str, value: float, low: float, high: float, *, example: str) -> None:
+    """Raise `UserError` unless `low <= value < high`."""
+    if not low <= value < high:
+        raise UserError(
+            f"must be in [{low:g}, {high:g})", key=key, value=value, remedy=f"e.g. {key}={example}"
+        )
+
+
+def at_least(key: str, value: float | None, low: float) -> None:
+    """Raise `UserError` when `value` is given and below `low`."""
+    if value is not None and value < low:
+        raise UserError(f"must be at least {low:g}", key=key, value=value, remedy=f"e.g. {key}={low:g}")
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(value: str, *, key: str) -> float:
+    """Read a duration such as `90s`, `5m`, `2h` or `1d`; raises `UserError` for anything else."""
+    number, unit = value[:-1], value[-1:]
+    try:
+        found = float(number) * _UNITS[unit]
+    except (KeyError, ValueError):
+        found = 0.0
+    if not found > 0:
+        raise UserError("must be a time such as 90s, 5m, 2h or 1d", key=key, value=value, remedy=f"e.g. {key}=5m")
+    return found

@@ -1,0 +1,265 @@
+"""One run, from its configuration to its card: build -> fit -> audit -> card -> report."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from filelock import FileLock
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from effvit_train._version import __version__
+from effvit_train.audit.cost import measure_cost
+from effvit_train.audit.quality import measure_quality
+from effvit_train.build import Built, build, make_trainer
+from effvit_train.card import Card, Measured
+from effvit_train.checkpoints import read_checkpoint
+from effvit_train.config import Config
+from effvit_train.data.info import DataInfo
+from effvit_train.models.factory import save_model
+from effvit_train.predictions import Predictions
+from effvit_train.progress import ProgressBar
+from effvit_train.report.baseline import Baseline, find_baseline
+from effvit_train.report.html import write_html
+from effvit_train.report.terminal import card_table, next_commands
+from effvit_train.report.tracking import Tracker, start
+from effvit_train.runs import RunDir, RunState, machine, versions
+
+
+@dataclass
+class Job:
+    """A run to do.
+
+    Attributes:
+        config: validated.
+        run_dir: where its files go.
+        name: shown in the card and in W&B.
+        model: the model as the user named it.
+        overrides: what the user typed.
+        console: where to print.
+        stage: word in the progress bar.
+        state: of an earlier start of this run, or None.
+    """
+
+    config: Config
+    run_dir: RunDir
+    name: str
+    model: str
+    overrides: list[str] = field(default_factory=list)
+    console: Console = field(default_factory=Console)
+    stage: str = "train"
+    state: RunState | None = None
+
+    def say(self, line: str) -> None:
+        """Print one line, on the first process only."""
+        if rank_zero_only.rank in (0, None):
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class Interrupted(Exception):
+    """The user stopped the run; it can be resumed."""
+
+
+def run_job(job: Job) -> Card | None:
+    """Train, measure and write the card. Returns None on processes other than the first.
+
+    Raises:
+        UserError: before anything is trained: the input is at fault.
+        Interrupted: stopped by the user; state.json says so.
+    """
+    config, run_dir = job.config, job.run_dir
+    state = job.state or RunState.new()
+    checkpoint = run_dir.last if run_dir.last.exists() else None
+    if checkpoint is not None:
+        read_checkpoint(checkpoint)  # refuse a damaged or foreign file before anything starts
+    built = build(config, precision=state.precision, train=_teacher_trainer(job), say=job.say)
+    state.precision, state.precision_reason = built.precision.name, state.precision_reason or built.precision.reason
+    state.status = "running"
+    bar = ProgressBar(job.console, job.stage)
+    first = rank_zero_only.rank in (0, None)
+    tracker = Tracker(None)
+    if first:
+        state.write(run_dir.state)
+        tracker = start(
+            config.logger,
+            run_dir=run_dir.path,
+            run_id=state.id,
+            name=job.name,
+            settings=asdict(config),
+            resumed=state.resumes > 0,
+            say=job.say,
+        )
+    _announce(job, built, state)
+    trainer = make_trainer(config, built, run_dir=run_dir, tracker=tracker, bar=bar)
+    try:
+        _fit(job, built, trainer, state, checkpoint)
+        card = _finish(job, built, trainer, state, tracker)
+    except Interrupted:
+        state.status = "interrupted"
+        if first:
+            state.write(run_dir.state)
+        tracker.finish(failed=True)
+        raise
+    except BaseException:
+        state.status = "failed"
+        if first:
+            state.write(run_dir.state)
+        tracker.finish(failed=True)
+        raise
+    tracker.finish()
+    return card
+
+
+def _fit(job: Job, built: Built, trainer: pl.Trainer, state: RunState, checkpoint: Path | None) -> None:
+    start_time = time.monotonic()
+    try:
+        trainer.fit(built.module, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
+            raise Interrupted from None
+        raise
+    finally:
+        state.train_seconds += time.monotonic() - start_time
+        state.epochs = trainer.current_epoch
+
+
+def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracker: Tracker) -> Card | None:
+    predictions = Predictions()
+    trainer.callbacks.append(predictions)  # type: ignore[attr-defined]
+    trainer.test(built.module, datamodule=built.data, verbose=False)
+    if not trainer.is_global_zero:
+        return None
+    run_dir = job.run_dir
+    save_model(built.module.shipped, built.record, run_dir.path)
+    predictions.write(run_dir.predictions)
+    measured = measure_quality(predictions.logits, predictions.labels)
+    job.say("measuring cost in a fresh process ...")
+    cost, conditions = measure_cost(built.record, job.config.audit, weights=run_dir.weights)
+    measured.merge(cost)
+    measured.values["cost/train_seconds"] = round(state.train_seconds, 3)
+    measured.missing.pop("cost/train_seconds", None)
+    state.status = "done"
+    card = _card(job, built, state, measured, conditions)
+    card.write(run_dir.card)
+    state.write(run_dir.state)
+    baseline = find_baseline(run_dir.path, card)
+    write_html(run_dir.path, baseline=baseline)
+    tracker.card(card)
+    if job.stage == "train":
+        _show(job, card, baseline)
+    return card
+
+
+def _card(job: Job, built: Built, state: RunState, measured: Measured, conditions: dict[str, Any]) -> Card:
+    config, record = job.config, built.record
+    info: DataInfo = built.data.info
+    return Card.of(
+        run={
+            "name": job.name,
+            "id": state.id,
+            "run_dir": str(job.run_dir.path),
+            "seed": config.seed,
+            "status": state.status,
+            "model": job.model,
+            "dataset": info.name,
+            "compress": sorted(config.compress),
+            "privacy": config.privacy.mechanism,
+            "epochs": state.epochs,
+            "precision": state.precision,
+            "precision_reason": state.precision_reason,
+            "started": state.started,
+            "resumes": state.resumes,
+            "overrides": job.overrides,
+            "fast_dev_run": config.trainer.fast_dev_run,
+        },
+        model={
+            "name": record.name,
+            "input_shape": list(record.input_shape),
+            "num_classes": len(record.classes),
+            "params": sum(parameter.numel() for parameter in built.module.shipped.parameters()),
+        },
+        measured=measured,
+        provenance={
+            "dataset": info.to_json(),
+            **built.provenance,
+            "cost_conditions": conditions,
+            "versions": versions(),
+            "machine": machine(),
+        },
+    )
+
+
+def _announce(job: Job, built: Built, state: RunState) -> None:
+    info, counts = built.data.info, built.data.info.counts
+    params = sum(parameter.numel() for parameter in built.module.model.parameters())
+    channels, height, width = info.input_shape
+    job.say(
+        f"{job.stage}: {job.model} ({params / 1e6:.2f} M parameters, {state.precision}: {state.precision_reason}) on "
+        f"{info.name} ({counts['train']:,} train, {counts['val']:,} val, {counts['test']:,} test images, "
+        f"{channels}x{height}x{width}, {len(info.classes)} classes)"
+    )
+
+
+def _show(job: Job, card: Card, baseline: Baseline) -> None:
+    job.console.print(card_table(card, baseline))
+    job.say(f"card: {os.path.relpath(job.run_dir.html)}")
+    for command, why in next_commands(card, baseline)[:1]:
+        job.say(f"next: {command}   # {why}")
+
+
+def _teacher_trainer(job: Job) -> Callable[[Config, str, str], Path]:
+    """Return `train(config, what, fingerprint)`: train another model on the same data, or find it trained."""
+
+    def train(config: Config, what: str, fingerprint: str) -> Path:
+        settings = copy.deepcopy(config)
+        settings.compress = {}
+        settings.logger.enabled = False
+        settings.audit.level = "none"
+        length = settings.trainer.max_epochs
+        trainer = copy.deepcopy(job.config.trainer)
+        trainer.max_epochs, trainer.devices, trainer.strategy, trainer.num_nodes = length, 1, "auto", 1
+        trainer.precision, trainer.compile, trainer.checkpoint_every = "auto", False, None
+        trainer.limit_train_batches = trainer.limit_val_batches = trainer.limit_test_batches = None
+        settings.trainer = trainer
+        cache = Path(settings.cache_dir) / "teachers"
+        run = RunDir(cache / f"{settings.model.name.replace('/', '_')}-{_key(settings, fingerprint)}")
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{run.path}.lock"):
+            if run.state.exists() and RunState.read(run.state).status == "done" and run.weights.exists():
+                job.say(f"{what}: {settings.model.name}, trained before ({run.path})")
+                return run.path
+            if run.path.exists():  # an earlier attempt that did not end
+                shutil.rmtree(run.path)
+            job.say(f"{what}: training {settings.model.name} first; kept in {run.path}")
+            run_job(
+                Job(settings, run, f"{what}-{settings.model.name}", settings.model.name, [], job.console, what)
+            )
+        return run.path
+
+    return train
+
+
+def _key(config: Config, fingerprint: str) -> str:
+    """Hash of everything that shapes a trained teacher, its data included."""
+    shaped = asdict(config)
+    for key in ("name", "run_dir", "resume", "cache_dir", "logger", "audit", "compress"):
+        shaped.pop(key)
+    shaped["trainer"] = {
+        key: shaped["trainer"][key] for key in ("max_epochs", "precision", "accelerator", "fast_dev_run")
+    }
+    for key in ("num_workers", "in_memory", "memory_limit_mb"):
+        shaped["dataset"].pop(key)
+    shaped["data"] = fingerprint
+    shaped["version"] = __version__
+    text = json.dumps(shaped, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,52 @@
+"""The typed schema of the `model` group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
+
+from effvit_train.errors import UserError
+
+
+@dataclass
+class ModelConfig:
+    """`model.*`.
+
+    Attributes:
+        name: any timm model name.
+        pretrained: load timm's published weights (from its cache or the hub).
+        weights: a file of weights to start from (safetensors, or a state dict that
+            `torch.load(weights_only=True)` reads), or a run directory of ours.
+        patch_size: pixels; `auto` follows the image size, null keeps timm's own.
+        drop_rate: dropout before the classifier (timm's `drop_rate`).
+        drop_path_rate: stochastic depth (timm's `drop_path_rate`).
+        args: further keyword arguments for `timm.create_model`, such as `depth`.
+    """
+
+    name: str = "vit_tiny_patch16_224"
+    pretrained: bool = False
+    weights: Optional[str] = None
+    patch_size: Optional[Union[int, str]] = "auto"
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def validate(self) -> None:
+        """Raise `UserError` for a value that cannot be."""
+        patch = self.patch_size
+        if not (patch is None or patch == "auto" or (isinstance(patch, int) and patch > 0)):
+            raise UserError(
+                "must be a positive whole number of pixels, auto or null",
+                key="model.patch_size", value=patch, remedy="e.g. model.patch_size=4",
+            )  # fmt: skip
+        for key in ("drop_rate", "drop_path_rate"):
+            value = getattr(self, key)
+            if not 0.0 <= value < 1.0:
+                raise UserError(
+                    "must be in [0, 1)", key=f"model.{key}", value=value, remedy=f"e.g. model.{key}=0.1"
+                )
+        if self.pretrained and self.weights:
+            raise UserError(
+                "cannot be combined with model.pretrained=true",
+                key="model.weights", value=self.weights, remedy="give one of the two",
+            )  # fmt: skip

@@ -1,0 +1,103 @@
+"""Build, save and load models from architecture records (contract C5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from effvit_train.errors import UserError
+from effvit_train.files import atomic_path
+from effvit_train.models import weights
+from effvit_train.models.config import ModelConfig
+from effvit_train.models.record import ArchitectureRecord
+from effvit_train.models.resolve import resolve
+
+__all__ = ["build", "create", "embed_width", "load_model", "resolve", "save_model"]
+
+MODEL_FILE = "model.safetensors"
+RECORD_FILE = "model.json"
+
+
+def build(record: ArchitectureRecord, *, device: torch.device | str | None = None) -> nn.Module:
+    """Build the model of `record` with random weights (the caller seeds), in training mode.
+
+    Raises `ValueError` for a cut of a kind that this version does not know.
+    """
+    for cut in record.cuts:
+        raise ValueError(f"unknown cut {cut.get('kind')!r} in the architecture record of {record.name}")
+    model = timm.create_model(record.name, **record.kwargs)
+    return model if device is None else model.to(device)
+
+
+def create(
+    config: ModelConfig,
+    *,
+    input_shape: tuple[int, int, int],
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    say: Callable[[str], None] = print,
+) -> tuple[nn.Module, ArchitectureRecord]:
+    """Decide what to build, build it, and load weights where the configuration asks for them.
+
+    `say` is told in one line what a weights file did not bring. Raises `UserError` as `resolve`
+    does, and for weights that cannot be had or do not fit.
+    """
+    record = resolve(config, input_shape=input_shape, classes=classes, mean=mean, std=std)
+    if config.pretrained:
+        return weights.pretrained(record, build, say=say), record
+    if config.weights:
+        return weights.from_file(record, Path(config.weights).expanduser(), build, say=say), record
+    return build(record), record
+
+
+def save_model(model: nn.Module, record: ArchitectureRecord, run_dir: str | Path) -> None:
+    """Write `model.safetensors` and `model.json` into `run_dir`, each atomically."""
+    # Every tensor is copied: safetensors refuses tensors that share memory or are not contiguous.
+    state = {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()
+    }
+    with atomic_path(Path(run_dir) / MODEL_FILE) as temporary:
+        temporary.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
+    record.write(Path(run_dir) / RECORD_FILE)
+
+
+def load_model(run_dir: str | Path) -> nn.Module:
+    """Rebuild what a run shipped, in evaluation mode on the CPU; leaves the random state alone.
+
+    Raises `UserError` when `model.json` or `model.safetensors` is missing, damaged or they do not
+    belong together.
+    """
+    record = ArchitectureRecord.read(Path(run_dir) / RECORD_FILE)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = build(record)
+    except Exception as error:  # timm raises whatever its layers raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"cannot rebuild the model of {Path(run_dir) / RECORD_FILE}: {reason}",
+            remedy="use the versions of timm and effvit_train that wrote it",
+        ) from None
+    load_weights(model, Path(run_dir) / MODEL_FILE)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a `model.safetensors` of ours; every key and shape must be the model's own."""
+    weights.check_same(weights.read_safetensors(path), model.state_dict(), source=str(path))
+    model.load_state_dict(weights.read_safetensors(path))
+
+
+def embed_width(model: nn.Module) -> int:
+    """Width of the final features: a plain ViT's embedding, a pyramid's last stage."""
+    width = getattr(model, "num_features", None) or getattr(model, "embed_dim", None)
+    if isinstance(width, (tuple, list)):
+        width = width[-1]
+    if not isinstance(width, int):
+        raise ValueError(f"{type(model).__name__} does not say how wide its features are")
+    return width

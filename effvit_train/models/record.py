@@ -1,0 +1,71 @@
+"""The architecture record: what was built and what was cut, as data (contract C5)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from effvit_train.errors import UserError
+from effvit_train.files import read_json, write_json
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ArchitectureRecord:
+    """Enough to rebuild a model without its class, a pickle or our configuration.
+
+    Attributes:
+        name: timm model name.
+        kwargs: keyword arguments for `timm.create_model` (JSON values).
+        input_shape: (C, H, W).
+        classes: class names in the order of the outputs.
+        mean, std: per channel; the model expects `(pixel / 255 - mean) / std`.
+        cuts: structural changes in the order they were made; empty for an uncut model.
+    """
+
+    name: str
+    kwargs: dict[str, Any]
+    input_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    cuts: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `model.json`."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ArchitectureRecord:
+        """Check and take over the content of a `model.json`; `ValueError` when it is not one."""
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            raise ValueError("not an architecture record of schema 1")
+        try:
+            channels, height, width = (int(n) for n in value["input_shape"])
+            return cls(
+                name=str(value["name"]),
+                kwargs=dict(value["kwargs"]),
+                input_shape=(channels, height, width),
+                classes=tuple(str(c) for c in value["classes"]),
+                mean=tuple(float(m) for m in value["mean"]),
+                std=tuple(float(s) for s in value["std"]),
+                cuts=list(value["cuts"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"incomplete architecture record: {error}") from None
+
+    def write(self, path: Path) -> None:
+        """Write `model.json` atomically."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def read(cls, path: Path) -> ArchitectureRecord:
+        """Read a `model.json`; `UserError` when it is missing or is not one."""
+        try:
+            return cls.from_json(read_json(path))
+        except FileNotFoundError:
+            raise UserError(f"no architecture record at {path}", remedy="give a run directory") from None
+        except ValueError as error:
+            raise UserError(f"{path}: {error}", remedy="give the model.json of a run") from None

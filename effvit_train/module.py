@@ -1,0 +1,253 @@
+"""The LightningModule: forward, and a loss of named per-sample terms (contract C4)."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler, TanhLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
+
+from effvit_train.config import RecipeConfig
+from effvit_train.errors import UserError, did_you_mean
+from effvit_train.keys import stream_key
+from effvit_train.models.record import ArchitectureRecord
+from effvit_train.parts import Step, Term
+
+
+class LabelTerm:
+    """Cross entropy against the (smoothed, mixed) label distribution, shape (B,)."""
+
+    name = "label"
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, step: Step) -> Tensor:
+        """Return `-sum_k target_k log softmax(logits)_k` for each sample."""
+        return -(step.targets * F.log_softmax(step.logits, dim=-1)).sum(dim=-1)
+
+
+class VisionModule(pl.LightningModule):
+    """Trains `model` on uint8 batches; losses are named terms of shape (B,) before reduction.
+
+    Dropout and stochastic depth depend on (seed, step, rank), mixing on (seed, step, rank), erasing
+    on (seed, epoch, sample): none of them on what ran before, so a restart repeats them.
+
+    Args:
+        model: maps normalised images (B, C, H, W) to logits (B, K).
+        record: the architecture record; travels in every checkpoint.
+        recipe: the training recipe.
+        total_steps: optimizer steps of the whole training; the schedule ends there.
+        seed: of everything random.
+        terms: loss terms beside the label term.
+        label_weight: weight of the label term.
+        compiled: run the training forward through `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        record: ArchitectureRecord,
+        recipe: RecipeConfig,
+        *,
+        total_steps: int,
+        seed: int,
+        terms: Sequence[Term] = (),
+        label_weight: float = 1.0,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+        self.record, self.recipe, self.seed = record, recipe, seed
+        self.terms: list[Term] = [LabelTerm(label_weight), *terms]
+        self.scheduler: Scheduler | None = None
+        self._total_steps = total_steps
+        self._train_forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model.__call__
+        self._mixup = _mixup(recipe, len(record.classes))
+        self._erasing = RandomErasing(recipe.erasing, mode="const", device="cpu") if recipe.erasing else None
+        shape = (1, record.input_shape[0], 1, 1)
+        self.register_buffer("pixel_mean", torch.tensor(record.mean).view(shape) * 255, persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(record.std).view(shape) * 255, persistent=False)
+
+    @property
+    def shipped(self) -> nn.Module:
+        """The weights that ship: the moving average where there is one, else the model."""
+        return self.model if self.ema is None else self.ema.module
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of the shipped weights for normalised images (B, C, H, W)."""
+        return self.shipped(images)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 images (B, C, H, W) to what the model sees."""
+        return (images.float() - self.pixel_mean) / self.pixel_std
+
+    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+        """The unweighted terms by name, each of shape (B,)."""
+        return {term.name: term(step) for term in self.terms}
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the terms, shape (B,)."""
+        return torch.stack([term.weight * terms[term.name] for term in self.terms]).sum(dim=0)
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Return the mean loss for Lightning, and the batch means of the terms (detached)."""
+        images, targets = self._training_batch(batch)
+        torch.manual_seed(stream_key("forward", self.seed, self.global_step, self.global_rank))
+        logits = self._train_forward(images).float()
+        terms = self.loss_terms(Step(images, batch.labels, targets, logits, batch.index))
+        loss = self.total(terms).mean()
+        return {"loss": loss, "terms": {name: value.detach().mean() for name, value in terms.items()}}
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (B, K) of the shipped weights, labels and sample ids (B,)."""
+        return self(self.normalise(batch.images)).float(), batch.labels, batch.index
+
+    test_step = validation_step
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate as a function of the step: nothing to restore on resume."""
+        assert self.scheduler is not None
+        self.scheduler.step_update(self.global_step)
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Update the moving average of the weights."""
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.global_step)
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """timm's optimizer by name, with a schedule per step."""
+        recipe = self.recipe
+        try:
+            optimizer = create_optimizer_v2(
+                self.model, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay,
+                layer_decay=recipe.layer_decay, **recipe.opt_args,
+            )  # fmt: skip
+        except TypeError as error:
+            raise UserError(
+                f"{recipe.optimizer} does not take these arguments ({error})",
+                key="recipe.opt_args",
+                value=recipe.opt_args,
+                remedy="e.g. '+recipe.opt_args.betas=[0.9,0.95]' with adamw",
+            ) from None
+        self.scheduler = _schedule(optimizer, recipe, self._total_steps)
+        return optimizer
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the architecture record into the checkpoint: nothing needs a pickled class."""
+        checkpoint["architecture"] = self.record.to_json()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another architecture before they are loaded."""
+        found = ArchitectureRecord.from_json(checkpoint["architecture"])
+        if found.to_json() != self.record.to_json():
+            raise UserError(
+                f"the checkpoint holds {found.name} {found.kwargs}, this run builds {self.record.name}",
+                key="resume",
+                remedy="resume with the configuration that the run was started with",
+            )
+
+    def _training_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
+        images = self.normalise(batch.images)
+        if self._erasing is not None:
+            self._erasing.device = str(images.device)
+            with _keyed_random(0):
+                for image, index in zip(images, batch.index.tolist(), strict=True):
+                    random.seed(stream_key("erasing", self.seed, self.current_epoch, index))
+                    self._erasing(image)
+        if self._mixup is not None:
+            with _keyed_random(stream_key("mixup", self.seed, self.global_step, self.global_rank)):
+                return self._mixup(images, batch.labels)
+        return images, smooth(batch.labels, len(self.record.classes), self.recipe.label_smoothing)
+
+
+def smooth(labels: Tensor, classes: int, smoothing: float) -> Tensor:
+    """Label distributions (B, K): `1 - smoothing` on the label plus `smoothing / K` on every class.
+
+    Szegedy et al. 2016, section 7; equal to `torch`'s `label_smoothing`.
+    """
+    targets = torch.full((len(labels), classes), smoothing / classes, device=labels.device)
+    return targets.scatter_add_(
+        1, labels[:, None], torch.full((len(labels), 1), 1 - smoothing, device=labels.device)
+    )
+
+
+def check_recipe(recipe: RecipeConfig) -> None:
+    """Raise `UserError` for what only timm can tell: an optimizer that it does not know."""
+    from timm.optim import list_optimizers
+
+    names = list_optimizers()
+    if recipe.optimizer.lower() not in names:
+        hint = did_you_mean(recipe.optimizer, names) or "e.g. recipe.optimizer=adamw"
+        raise UserError(
+            "is not an optimizer that timm knows", key="recipe.optimizer", value=recipe.optimizer, remedy=hint
+        )
+    if (recipe.mixup or recipe.cutmix) and recipe.batch_size % 2:
+        raise UserError(
+            "must be even with mixup or cutmix, which pair the images of a batch",
+            key="recipe.batch_size",
+            value=recipe.batch_size,
+            remedy=f"e.g. recipe.batch_size={recipe.batch_size + 1}",
+        )
+
+
+def _mixup(recipe: RecipeConfig, classes: int) -> Mixup | None:
+    if not (recipe.mixup or recipe.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=classes,
+    )
+
+
+def _schedule(optimizer: torch.optim.Optimizer, recipe: RecipeConfig, total: int) -> Scheduler:
+    warmup = round(recipe.warmup * total)
+    common: dict[str, Any] = {
+        "warmup_t": warmup, "warmup_lr_init": recipe.lr * 1e-3, "t_in_epochs": False,
+    }  # fmt: skip
+    after = max(1, total - warmup)
+    floor = recipe.lr * recipe.min_lr
+    if recipe.schedule == "constant":
+        return StepLRScheduler(optimizer, decay_t=total + 1, **common)
+    if recipe.schedule == "linear":
+        return PolyLRScheduler(optimizer, t_initial=after, power=1.0, lr_min=floor, warmup_prefix=True, **common)
+    if recipe.schedule == "tanh":
+        return TanhLRScheduler(optimizer, t_initial=after, lr_min=floor, warmup_prefix=True, **common)
+    return CosineLRScheduler(optimizer, t_initial=after, lr_min=floor, warmup_prefix=True, **common)
+
+
+@contextlib.contextmanager
+def _keyed_random(key: int) -> Iterator[None]:
+    """Run timm's augmentations, which draw from global generators, on a stream of their own."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    random.seed(key)
+    np.random.seed(key % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

@@ -1,0 +1,194 @@
+"""How parts declare themselves and what they are given.
+
+A technique is a module in `compress/` or `privacy/` that holds `PART` (its declaration, needs no
+torch) and `attach(config, context) -> Attachment` (what it adds to the training). The rules of
+composition follow from the declarations: a new technique edits no table.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from effvit_train.config import Config
+from effvit_train.errors import UserError
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback
+    from torch import Tensor, nn
+
+    from effvit_train.data.info import DataInfo
+    from effvit_train.models.record import ArchitectureRecord
+
+# What a part can do, in the words that other parts refuse.
+MIXES_SAMPLES = "mixes samples"
+READS_TRAINING_DATA = "reads the training data"
+CHANGES_ARCHITECTURE = "changes the architecture"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Declaration of one technique, or of one feature of the recipe.
+
+    Attributes:
+        name: as the user types it.
+        key: the configuration key that switches it on, such as `compress` or `recipe.mixup`.
+        active: whether this configuration switches it on.
+        schema: the technique's typed configuration.
+        does: its capabilities (the constants above).
+        refuses: capability -> why this part cannot stand it, in one clause.
+        switch_off: takes the part out of a configuration; None where nothing can.
+    """
+
+    name: str
+    key: str
+    active: Callable[[Config], bool]
+    schema: type | None = None
+    does: frozenset[str] = frozenset()
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    switch_off: Callable[[Config], None] | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a loss term may look at: one training step, per sample.
+
+    Shapes: `images` (B, C, H, W) normalised, `labels` (B,), `targets` (B, K) probabilities,
+    `logits` (B, K), `index` (B,) sample ids.
+    """
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    logits: Tensor
+    index: Tensor
+
+
+class Term(Protocol):
+    """A named loss term; `weight` scales it in the total."""
+
+    name: str
+    weight: float
+
+    def __call__(self, step: Step) -> Tensor:
+        """Return the unreduced term, shape (B,)."""
+        ...
+
+
+@dataclass
+class Attachment:
+    """What a technique adds to the training.
+
+    Attributes:
+        terms: loss terms to add.
+        label_weight: factor on the weight of the label term.
+        callbacks: Lightning callbacks.
+        provenance: entries of the card's `provenance`.
+    """
+
+    terms: list[Term] = field(default_factory=list)
+    label_weight: float = 1.0
+    callbacks: list[Callback] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a technique is given when it is attached.
+
+    `train(config, what)` trains a model with a configuration of its own, kept under `cache_dir`
+    keyed by everything that shaped it, and returns its run directory; a second call finds it.
+    `test_accuracy(predict, mean, std)` is the accuracy on the test images of a function from images
+    normalised with `mean` and `std` to logits.
+    """
+
+    config: Config
+    info: DataInfo
+    model: nn.Module
+    record: ArchitectureRecord
+    train: Callable[[Config, str], Path]
+    test_accuracy: Callable[[Callable[[Tensor], Tensor], Sequence[float], Sequence[float]], float]
+    say: Callable[[str], None]
+
+
+def discover(*packages: str) -> dict[str, ModuleType]:
+    """Import the technique modules of the given packages: technique name -> module."""
+    found: dict[str, ModuleType] = {}
+    for package in packages:
+        parent = importlib.import_module(package)
+        for entry in pkgutil.iter_modules(parent.__path__):
+            if not entry.name.startswith("_"):
+                module = importlib.import_module(f"{package}.{entry.name}")
+                if isinstance(getattr(module, "PART", None), Part):
+                    found[module.PART.name] = module
+    return found
+
+
+def _off(*keys: str) -> Callable[[Config], None]:
+    def switch_off(config: Config) -> None:
+        for key in keys:
+            setattr(config.recipe, key, 0.0)
+
+    return switch_off
+
+
+RECIPE_PARTS: tuple[Part, ...] = (
+    Part(
+        name="mixup",
+        key="recipe.mixup",
+        active=lambda config: config.recipe.mixup > 0,
+        does=frozenset({MIXES_SAMPLES}),
+        switch_off=_off("mixup"),
+    ),
+    Part(
+        name="cutmix",
+        key="recipe.cutmix",
+        active=lambda config: config.recipe.cutmix > 0,
+        does=frozenset({MIXES_SAMPLES}),
+        switch_off=_off("cutmix"),
+    ),
+)
+
+
+def check_composition(
+    config: Config, parts: Sequence[Part], typed: set[str], say: Callable[[str], None]
+) -> None:
+    """Refuse or resolve combinations of active parts that cannot go together.
+
+    Args:
+        config: the configuration; a part that only a default brought in is switched off in it.
+        parts: the declarations of all known parts.
+        typed: the keys that the user gave.
+        say: prints one line.
+
+    Raises:
+        UserError: the user typed both sides, or neither side can be switched off.
+    """
+    active = [part for part in parts if part.active(config)]
+    for refusing in active:
+        for other in active:
+            reasons = [refusing.refuses[c] for c in sorted(other.does) if c in refusing.refuses]
+            if other is refusing or not reasons or not other.active(config):
+                continue
+            if other.key not in typed and other.switch_off is not None:
+                other.switch_off(config)
+                say(f"{other.key} switched off: {refusing.key}={refusing.name} {reasons[0]}")
+            else:
+                raise UserError(
+                    f"cannot be combined with {refusing.key}={refusing.name}, which {reasons[0]}",
+                    key=other.key,
+                    value=_value(config, other),
+                    remedy=f"leave out {other.key} or {refusing.key}={refusing.name}",
+                )
+
+
+def _value(config: Config, part: Part) -> object:
+    node: Any = config
+    for name in part.key.split("."):
+        node = node.get(name) if isinstance(node, dict) else getattr(node, name, None)
+    return part.name if isinstance(node, dict) or node is None else node

@@ -1,0 +1,50 @@
+"""The test set's predictions: collected over all ranks, kept beside the card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from effvit_train.files import atomic_path
+
+
+class Predictions(pl.Callback):
+    """Gathers logits (N, K), labels (N,) and sample ids (N,) of the test images, by sample id."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.logits = torch.empty(0, 0)
+        self.labels = self.index = torch.empty(0, dtype=torch.long)
+
+    @override
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Keep the batch."""
+        logits, labels, index = outputs
+        self._parts.append((logits.cpu(), labels.cpu(), index.cpu()))
+
+    @override
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Join the batches of all ranks."""
+        parts = self._parts
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, parts)
+            parts = [part for rank in gathered for part in rank]
+        logits, labels, index = (torch.cat(column) for column in zip(*parts, strict=True))
+        order = index.argsort()
+        self.logits, self.labels, self.index = logits[order].float(), labels[order], index[order]
+
+    def write(self, path: Path) -> None:
+        """Write `predictions.npz` atomically."""
+        arrays = {"logits": self.logits.numpy(), "labels": self.labels.numpy(), "index": self.index.numpy()}
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -1,0 +1,82 @@
+"""Commands to copy: the one that repeats a run, and the ones worth trying next."""
+
+from __future__ import annotations
+
+import shlex
+
+from effvit_train.card import Card
+from effvit_train.report.baseline import Baseline
+from effvit_train.report.inputs import as_list
+
+SEEDS = "seed=1,2,3"
+_OF_THIS_RUN_ONLY = ("run_dir", "resume", "hydra")
+
+
+def repeat_command(card: Card) -> str:
+    """The command line that trains the same run again, in a directory of its own."""
+    return _line("python train.py", _kept(card))
+
+
+def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
+    """The next commands worth trying, best first: (command, why)."""
+    if card.run.get("fast_dev_run"):
+        overrides = _kept(card, without=("trainer.fast_dev_run",))
+        return [(_line("python train.py", overrides), "the real run: this one saw a single batch")]
+    run_dir = str(card.run.get("run_dir") or "")
+    if card.run.get("status", "done") not in ("done", "running") and run_dir:
+        why = f"the run is {card.run['status']}: this continues it from its last checkpoint"
+        return [(_line("python train.py", [f"resume={run_dir}"]), why)]
+
+    plain = _kept(card, without=("compress",))
+    active = as_list(card.run.get("compress"))
+    if not active:
+        return [
+            (
+                _line("python train.py", [*plain, "compress=distill"]),
+                "the same model taught by a larger one, trained first and kept for later runs",
+            ),
+            _seeds(["compress=none,distill"], plain, "how far both differ from one seed to the next"),
+        ]
+    if baseline.card is None:
+        return [
+            (
+                _line("python train.py", [*plain, "compress=none"]),
+                "the same run without compression: the baseline to judge this one by",
+            )
+        ]
+    found = []
+    settings = [item for item in _kept(card) if _key(item).startswith("compress.")]
+    if len(active) == 1 and not settings:
+        found.append(_seeds([f"compress=none,{active[0]}"], plain, "whether the difference outlives the seed"))
+    else:  # settings of a technique are refused where it is off: two sweeps
+        why = "whether the difference outlives the seed: this run's side, then the baseline's"
+        own = [item for item in _kept(card, without=("seed",)) if item not in plain]
+        found.append(_seeds(own, plain, why))
+        found.append(_seeds(["compress=none"], plain, "the baseline's side"))
+    if run_dir and baseline.run_dir is not None:
+        found.append((_line("effvit report", [run_dir, str(baseline.run_dir)]), "both runs side by side"))
+    return found
+
+
+def _seeds(compress: list[str], plain: list[str], why: str) -> tuple[str, str]:
+    kept = [item for item in plain if _key(item) != "seed"]
+    return _line("python train.py -m", [*kept, *compress, SEEDS]), why
+
+
+def _kept(card: Card, *, without: tuple[str, ...] = ()) -> list[str]:
+    """The user's overrides less those of `without` (with everything below them) and of one run only."""
+    dropped = (*without, *_OF_THIS_RUN_ONLY)
+
+    def stays(override: str) -> bool:
+        key = _key(override)
+        return not any(key == name or key.startswith((name + ".", name + "/")) for name in dropped)
+
+    return [item for item in as_list(card.run.get("overrides")) if stays(item)]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _line(command: str, arguments: list[str]) -> str:
+    return " ".join([command, *(shlex.quote(argument) for argument in arguments)])

@@ -1,0 +1,105 @@
+"""The card in the terminal, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from effvit_train.card import MEASURES, Card
+from effvit_train.report import format as fmt
+from effvit_train.report.baseline import Baseline
+from effvit_train.report.commands import next_commands
+from effvit_train.report.compare import Comparison
+from effvit_train.report.inputs import as_list, test_count
+
+__all__ = ["card_table", "next_commands"]
+
+COLOURS = {"better": "green", "worse": "red", "same": "dim", "unclear": "dim"}
+
+
+def card_table(card: Card, baseline: Baseline) -> RenderableType:
+    """The card axis by axis: value with unit, baseline, change with sign and word, reasons of nulls."""
+    comparison = Comparison(card, baseline)
+    keys = [key for key in MEASURES if key in card.measures] + sorted(set(card.measures) - set(MEASURES))
+    labels = {key: fmt.measure_of(key).label for key in keys}
+    width = max((len(label) for label in labels.values()), default=0)
+    parts: list[RenderableType] = [_title(card)]
+    for axis in dict.fromkeys(key.partition("/")[0] for key in keys):
+        mine = [key for key in keys if key.partition("/")[0] == axis]
+        taken = [key for key in mine if card.measures[key] is not None]
+        table = Table.grid(padding=(0, 2))
+        table.add_column(min_width=width, no_wrap=True)
+        table.add_column(justify="right", min_width=12, no_wrap=True)
+        head = [Text(axis.capitalize(), "bold")]
+        if baseline.card is not None:
+            table.add_column(justify="right", min_width=10, no_wrap=True, style="dim")
+            table.add_column(no_wrap=True)
+            head += [Text("this run", "dim"), Text("baseline", "dim"), Text("change", "dim")]
+        table.add_row(*head)
+        for key in taken:
+            table.add_row(*_row(key, card, comparison))
+        parts.append(table)
+        absent = Table.grid(padding=(0, 2))
+        absent.add_column(min_width=width, no_wrap=True, style="dim")
+        absent.add_column(style="dim")
+        for key in mine:
+            if card.measures[key] is None:
+                reason = Text(f"{fmt.NONE} {card.missing.get(key, 'no reason given')}")
+                absent.add_row(labels[key], reason)
+        if absent.row_count:
+            parts.append(absent)
+        parts.append(Text(""))
+    parts.append(_footer(baseline))
+    return Group(*parts)
+
+
+def _row(key: str, card: Card, comparison: Comparison) -> list[RenderableType]:
+    now = card.measures[key]
+    cells: list[RenderableType] = [fmt.measure_of(key).label, Text(fmt.value(key, now), "bold")]
+    if comparison.baseline.card is None:
+        tested = test_count(card)
+        if key == "quality/accuracy" and now is not None and tested:
+            cells[1] = Text.assemble(
+                (fmt.value(key, now), "bold"),
+                (f"  95 % interval {fmt.interval(round(now * tested), tested)}", "dim"),
+            )
+        return cells
+    found = comparison.change(key)
+    change = Text(str(found), COLOURS[found.verdict]) if found else Text(fmt.NONE, "dim")
+    return [*cells, fmt.value(key, comparison.before(key)), change]
+
+
+def _title(card: Card) -> Text:
+    name = card.run.get("model") or card.model.get("name") or "model"
+    title = Text.assemble((str(name), "bold"), " on ", (str(card.run.get("dataset") or "its data"), "bold"))
+    done = as_list(card.run.get("compress"))
+    facts = [", ".join(done) if done else "uncompressed"]
+    if card.run.get("seed") is not None:
+        facts.append(f"seed {card.run['seed']}")
+    if card.run.get("epochs") is not None:
+        facts.append(f"{card.run['epochs']} epochs")
+    tested = test_count(card)
+    if tested:
+        facts.append(f"{tested:,} test images")
+    title.append("  " + " · ".join(facts), "dim")
+    title.append("\n")
+    return title
+
+
+def _footer(baseline: Baseline) -> Text:
+    if baseline.card is None:
+        return Text(f"No baseline: {baseline.reason}.", "dim")
+    where = _relative(baseline.run_dir) if baseline.run_dir else ""
+    note = f" ({baseline.reason})" if baseline.reason else ""
+    return Text(f"Baseline: the same model uncompressed, {where}{note}.", "dim")
+
+
+def _relative(path: Path) -> str:
+    """The path as the user would type it from here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

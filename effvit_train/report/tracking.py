@@ -1,0 +1,157 @@
+"""The Weights & Biases run: curves while training, the card in the summary; never a prompt or a hang."""
+
+from __future__ import annotations
+
+import contextlib
+import netrc
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from effvit_train.card import MEASURES, Card
+from effvit_train.config import LoggerConfig
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+# Seconds: a server that is there answers in well under one; W&B itself would wait 100.
+_CONNECT_TIMEOUT = 3.0
+_INIT_TIMEOUT = 8.0
+STEP = "trainer/global_step"
+_FRONTIER = (
+    "quality/accuracy", "quality/balanced_accuracy", "cost/params", "cost/macs", "cost/latency_ms",
+    "cost/throughput", "cost/memory_mb", "cost/size_mb",
+)  # fmt: skip
+
+
+class Tracker:
+    """One W&B run, or nothing where tracking is off. Every method then does nothing."""
+
+    def __init__(self, run: Run | None) -> None:
+        self._run = run
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Add a point of the curves at optimizer step `step`."""
+        if self._run is not None:
+            self._run.log({**values, STEP: step})
+
+    def card(self, card: Card) -> None:
+        """Put the card into the run's summary, and the frontier's axes into a table."""
+        if self._run is None:
+            return
+        import wandb
+
+        self._run.summary.update({key: value for key, value in card.measures.items() if value is not None})
+        self._run.summary.update({"missing": card.missing, "provenance": card.provenance})
+        columns = ["run", *(f"{key} [{MEASURES[key].unit}]" for key in _FRONTIER)]
+        row = [card.run.get("name"), *(card.measures.get(key) for key in _FRONTIER)]
+        self._run.log({"card/frontier": wandb.Table(columns=columns, data=[row])})
+
+    def finish(self, failed: bool = False) -> None:
+        """End the run. Without this the next job in the process would log into it."""
+        if self._run is not None:
+            self._run.finish(exit_code=1 if failed else 0)
+            self._run = None
+
+
+def start(
+    config: LoggerConfig,
+    *,
+    run_dir: Path,
+    run_id: str,
+    name: str,
+    settings: Mapping[str, Any],
+    resumed: bool,
+    say: Callable[[str], None],
+) -> Tracker:
+    """Start the W&B run `run_id` in `run_dir/wandb`, offline unless logged in and reachable."""
+    environment = os.environ.get("WANDB_MODE", "")
+    if not config.enabled or environment == "disabled":
+        return Tracker(None)
+    mode = _mode(config, environment, say)
+    import wandb
+
+    def init(mode: str) -> Run:
+        return wandb.init(
+            mode=mode,  # type: ignore[arg-type]
+            dir=run_dir,
+            id=run_id,
+            name=config.name or name,
+            project=config.project,
+            entity=config.entity,
+            group=config.group,
+            tags=list(config.tags),
+            config=dict(settings),
+            resume="allow" if resumed and mode == "online" else None,
+            reinit="create_new",
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=_INIT_TIMEOUT,
+                x_transaction_log_flush_interval=2,  # a kill must not lose more than this
+            ),
+        )
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if mode == "online":
+        try:
+            run = init("online")
+        except (wandb.Error, OSError, TimeoutError) as error:
+            say(f"W&B: logging offline (no answer from the server: {_first_line(error)})")
+            run = init("offline")
+    else:
+        run = init("offline")
+    run.define_metric(STEP, hidden=True)
+    run.define_metric("*", step_metric=STEP)
+    return Tracker(run)
+
+
+def _mode(config: LoggerConfig, environment: str, say: Callable[[str], None]) -> str:
+    wanted = environment if config.mode == "auto" and environment in ("online", "offline") else config.mode
+    if wanted == "offline":
+        return "offline"
+    host, port = _server()
+    if not _logged_in(host):
+        if wanted == "online":
+            say("W&B: logging offline (no login; `wandb login` or WANDB_API_KEY)")
+        return "offline"
+    if not _reachable(host, port):
+        say(f"W&B: logging offline ({host} cannot be reached); later: wandb sync")
+        return "offline"
+    return "online"
+
+
+def _server() -> tuple[str, int]:
+    url = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    return url.hostname or "api.wandb.ai", url.port or (80 if url.scheme == "http" else 443)
+
+
+def _logged_in(host: str) -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for name in names:
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            if netrc.netrc(os.path.expanduser(name)).authenticators(host):
+                return True
+    return False
+
+
+def _reachable(host: str, port: int) -> bool:
+    # A proxy resolves and connects for us: then it is the proxy that must answer.
+    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    if proxy:
+        address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        host, port = address.hostname or host, address.port or 443
+    try:
+        with socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT):
+            return True
+    except OSError:
+        return False
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

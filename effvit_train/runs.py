@@ -1,0 +1,183 @@
+"""The run directory: its files, its state, and what was there when it was made. Needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import secrets
+import shutil
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from effvit_train.errors import UserError
+from effvit_train.files import read_json, write_json
+
+PACKAGES = (
+    "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf",
+    "wandb", "opacus", "numpy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Names of the files of a run (contract C2)."""
+
+    path: Path
+
+    @property
+    def card(self) -> Path:
+        """`card.json`."""
+        return self.path / "card.json"
+
+    @property
+    def html(self) -> Path:
+        """`card.html`."""
+        return self.path / "card.html"
+
+    @property
+    def metrics(self) -> Path:
+        """`metrics.csv`."""
+        return self.path / "metrics.csv"
+
+    @property
+    def weights(self) -> Path:
+        """`model.safetensors`."""
+        return self.path / "model.safetensors"
+
+    @property
+    def record(self) -> Path:
+        """`model.json`."""
+        return self.path / "model.json"
+
+    @property
+    def predictions(self) -> Path:
+        """`predictions.npz`: logits, labels and ids of the test images."""
+        return self.path / "predictions.npz"
+
+    @property
+    def last(self) -> Path:
+        """`checkpoints/last.ckpt`."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """`checkpoints/best.ckpt`."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def state(self) -> Path:
+        """`state.json`."""
+        return self.path / "state.json"
+
+    @property
+    def config(self) -> Path:
+        """`.hydra/config.yaml`."""
+        return self.path / ".hydra" / "config.yaml"
+
+
+@dataclass
+class RunState:
+    """`state.json`: where the run stands, and choices that a resume must repeat.
+
+    Attributes:
+        status: running | interrupted | failed | done.
+        id: short id of the run, also its W&B id.
+        started: UTC time of the first start, ISO 8601.
+        resumes: how often the run was resumed.
+        epochs: epochs trained so far.
+        train_seconds: wall-clock seconds in `fit` so far.
+        precision: what `trainer.precision=auto` chose.
+        precision_reason: why.
+    """
+
+    status: str
+    id: str
+    started: str
+    resumes: int = 0
+    epochs: int = 0
+    train_seconds: float = 0.0
+    precision: str | None = None
+    precision_reason: str | None = None
+
+    @classmethod
+    def new(cls) -> RunState:
+        """The state of a run that starts now."""
+        return cls("running", secrets.token_hex(4), datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @classmethod
+    def read(cls, path: Path) -> RunState:
+        """Read `state.json`; `UserError` when it is missing or is not one."""
+        try:
+            return cls(**read_json(path))
+        except FileNotFoundError:
+            raise UserError(f"no run at {path.parent}", remedy="give a run directory (it holds state.json)") from None
+        except (TypeError, ValueError):
+            raise UserError(f"{path} is not the state of a run", remedy="give a run directory") from None
+
+    def write(self, path: Path) -> None:
+        """Write `state.json` atomically."""
+        write_json(path, asdict(self))
+
+
+def ensure_writable(path: Path) -> None:
+    """`UserError` unless files can be made in the directory `path` (made if needed)."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot be written ({error.strerror})", key="run_dir", value=path, remedy="e.g. run_dir=runs/mine"
+        ) from None
+
+
+def discard(path: Path) -> None:
+    """Remove a run directory in which nothing has started, and parents that it leaves empty.
+
+    A directory that holds anything but Hydra's files, or a `state.json`, is left alone.
+    """
+    if RunDir(path).state.exists() or not path.is_dir():
+        return
+    if {entry.name for entry in path.iterdir()} - {".hydra", "multirun.yaml"}:
+        return
+    shutil.rmtree(path)
+    for parent in path.parents:
+        with contextlib.suppress(OSError):
+            if [entry.name for entry in parent.iterdir()] == ["multirun.yaml"]:
+                (parent / "multirun.yaml").unlink()
+            parent.rmdir()
+            continue
+        break
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of those it stands on."""
+    found = {"python": platform.python_version()}
+    from effvit_train._version import __version__
+
+    found["effvit_train"] = __version__
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The processor, cores and system that ran this."""
+    return {
+        "processor": _processor(), "cores": os.cpu_count(), "system": platform.system(),
+        "architecture": platform.machine(),
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
