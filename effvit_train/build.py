@@ -114,7 +114,9 @@ def build(
     return Built(data, module, record, chosen, callbacks, provenance)
 
 
-def make_trainer(config: Config, built: Built, *, run_dir: RunDir, tracker: Tracker, bar: pl.Callback | None) -> pl.Trainer:
+def make_trainer(
+    config: Config, built: Built, *, run_dir: RunDir, tracker: Tracker, bar: pl.Callback | None
+) -> pl.Trainer:
     """Lightning's Trainer with our callbacks: techniques first, then curves, checkpoints, bar."""
     _quieten()
     settings = config.trainer
@@ -123,7 +125,9 @@ def make_trainer(config: Config, built: Built, *, run_dir: RunDir, tracker: Trac
         Curves(run_dir.metrics, len(built.record.classes), tracker.log, settings.log_every_n_steps),
         Checkpoints(
             run_dir,
-            seconds(settings.checkpoint_every, key="trainer.checkpoint_every") if settings.checkpoint_every else None,
+            seconds(settings.checkpoint_every, key="trainer.checkpoint_every")
+            if settings.checkpoint_every
+            else None,
         ),
     ]
     if bar is not None and settings.progress_bar:
@@ -167,10 +171,17 @@ def check_device(config: Config) -> str:
             remedy="use trainer=cpu, or install a CUDA build of torch",
         )
     if wanted == "mps" and not torch.backends.mps.is_available():
-        raise UserError("this machine has no MPS device", key="trainer.accelerator", value=wanted, remedy="use trainer=cpu")
+        raise UserError(
+            "this machine has no MPS device",
+            key="trainer.accelerator",
+            value=wanted,
+            remedy="use trainer=cpu",
+        )
     device = wanted
     if wanted == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     device = "cuda" if device == "gpu" else device
     devices = config.trainer.devices
     if device == "cuda" and isinstance(devices, int) and devices > torch.cuda.device_count():
@@ -182,7 +193,10 @@ def check_device(config: Config) -> str:
         )
     if device == "cpu" and config.trainer.precision in ("16-mixed",):
         raise UserError(
-            "fp16 autocast needs a GPU", key="trainer.precision", value="16-mixed", remedy="use bf16-mixed or auto"
+            "fp16 autocast needs a GPU",
+            key="trainer.precision",
+            value="16-mixed",
+            remedy="use bf16-mixed or auto",
         )
     return device
 

@@ -106,12 +106,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"no checkpoint at {path}", key="resume", remedy="give a run directory that has one") from None
+        raise UserError(
+            f"no checkpoint at {path}", key="resume", remedy="give a run directory that has one"
+        ) from None
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"{path} cannot be read ({reason})", key="resume", remedy="copy checkpoints/best.ckpt over it, or start anew"
+            f"{path} cannot be read ({reason})",
+            key="resume",
+            remedy="copy checkpoints/best.ckpt over it, or start anew",
         ) from None
     if not isinstance(checkpoint, dict) or "architecture" not in checkpoint or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of effvit_train", key="resume", remedy="give another run")
+        raise UserError(
+            f"{path} is not a checkpoint of effvit_train", key="resume", remedy="give another run"
+        )
     return checkpoint

@@ -18,6 +18,8 @@ from effvit_train.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from effvit_train.runs import RunDir, RunState
+
 COMMANDS = {
     "train": "train a model and write its card (the same as python train.py)",
     "cost": "what any model would cost on this machine, without training it [--json]",
@@ -107,47 +109,61 @@ def _report(runs: Sequence[Path], out: Path | None) -> None:
 
 def _task(cfg: DictConfig, overrides: list[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
+    from effvit_train.runs import RunDir, discard
+
+    if cfg.resume is not None:
+        _resume(RunDir(Path(cfg.resume).expanduser().resolve()), overrides)
+        return
+    run_dir = RunDir(Path(HydraConfig.get().runtime.output_dir))
+    try:
+        _run(cfg, overrides, run_dir, None)
+    except BaseException:
+        discard(run_dir.path)
+        raise
+
+
+def _resume(run_dir: RunDir, overrides: list[str]) -> None:
     from effvit_train.compose import load_resumed
-    from effvit_train.runs import RunDir, RunState, discard, ensure_writable
+    from effvit_train.runs import RunState
 
-    hydra = HydraConfig.get()
-    run_dir = RunDir(Path(hydra.runtime.output_dir))
-    state = None
-    resumed = cfg.resume is not None
-    if resumed:
-        run_dir = RunDir(Path(cfg.resume).expanduser().resolve())
-        cfg, first = load_resumed(run_dir, overrides)
-        state = RunState.read(run_dir.state) if run_dir.state.exists() else None
+    cfg, first = load_resumed(run_dir, overrides)
+    state = RunState.read(run_dir.state) if run_dir.state.exists() else None
+    if state is not None and state.status == "done":
         config = _load(cfg, first)
-        if state is not None and state.status == "done" and state.epochs >= _epochs(config):
+        if state.epochs >= (1 if config.trainer.fast_dev_run else config.trainer.max_epochs):
             print(f"{run_dir.path} is finished ({state.epochs} epochs): nothing to do\ncard: {run_dir.html}")
             return
-        overrides = first
-    try:
-        config = _load(cfg, overrides)
-        if hydra.mode == RunMode.MULTIRUN and config.trainer.devices != 1 and "LOCAL_RANK" not in os.environ:
-            raise UserError(
-                "several processes cannot be started from a sweep", key="trainer.devices", value=config.trainer.devices,
-                remedy="use one device per job, or launch each run with torchrun or srun",
-            )  # fmt: skip
-        ensure_writable(run_dir.path)
-        from effvit_train.job import Interrupted, Job, run_job
+    if state is not None:
+        state.resumes += 1
+    _run(cfg, first, run_dir, state)
 
-        if state is not None:
-            state.resumes += 1
-        name = str(cfg.name)
-        job = Job(config, run_dir, name, _model_name(cfg, overrides), overrides, state=state)
-        try:
-            run_job(job)
-        except Interrupted:
-            print(f"\ninterrupted; to go on: python train.py resume={shlex.quote(str(run_dir.path))}")
-            sys.exit(130)
-    except BaseException:
-        if not resumed:
-            discard(run_dir.path)
-        raise
+
+def _run(cfg: DictConfig, overrides: list[str], run_dir: RunDir, state: RunState | None) -> None:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from effvit_train.runs import ensure_writable
+
+    config = _load(cfg, overrides)
+    if (
+        HydraConfig.get().mode == RunMode.MULTIRUN
+        and config.trainer.devices != 1
+        and "LOCAL_RANK" not in os.environ
+    ):
+        raise UserError(
+            "several processes cannot be started from a sweep", key="trainer.devices", value=config.trainer.devices,
+            remedy="use one device per job, or launch each run with torchrun or srun",
+        )  # fmt: skip
+    ensure_writable(run_dir.path)
+    from effvit_train.job import Interrupted, Job, run_job
+
+    model = config.model.name if "model.name" in _typed(overrides) else _choice("model", overrides)
+    try:
+        run_job(Job(config, run_dir, config.name, model, overrides, state=state))
+    except Interrupted:
+        print(f"\ninterrupted; to go on: {_program()} resume={shlex.quote(str(run_dir.path))}")
+        sys.exit(130)
 
 
 def _load(cfg: DictConfig, overrides: list[str]) -> Any:
@@ -156,22 +172,24 @@ def _load(cfg: DictConfig, overrides: list[str]) -> Any:
     return load(cfg, overrides, lambda line: print(line))
 
 
-def _epochs(config: Any) -> int:
-    return 1 if config.trainer.fast_dev_run else config.trainer.max_epochs
-
-
-def _model_name(cfg: DictConfig, overrides: list[str]) -> str:
-    from hydra.core.hydra_config import HydraConfig
-
+def _typed(overrides: list[str]) -> set[str]:
     from effvit_train.compose import typed_keys
 
-    typed = typed_keys(overrides)
-    if "model.name" in typed:
-        return str(cfg.model.name)
+    return typed_keys(overrides)
+
+
+def _choice(group: str, overrides: list[str]) -> str:
+    """The option of a group, as the run was first started."""
+    from hydra.core.hydra_config import HydraConfig
+
     for override in overrides:
-        if override.startswith("model="):
+        if override.startswith(f"{group}="):
             return override.partition("=")[2]
-    return str(HydraConfig.get().runtime.choices.get("model"))
+    return str(HydraConfig.get().runtime.choices[group])
+
+
+def _program() -> str:
+    return "effvit train" if Path(sys.argv[0]).name == "effvit" else "python train.py"
 
 
 def _with_hydra(task: Callable[[DictConfig, list[str]], None], arguments: list[str]) -> None:
@@ -209,6 +227,9 @@ def _with_hydra(task: Callable[[DictConfig, list[str]], None], arguments: list[s
         if full_error:
             raise
         _fail(error, [argument for argument in arguments if "=" in argument])
+    finally:
+        if not full_error:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 def _guarded(action: Callable[[], None], overrides: list[str]) -> None:
@@ -242,10 +263,16 @@ def _redirect_resume(arguments: list[str]) -> list[str]:
         if key == "resume" and value not in ("", "null"):
             path = Path(value.strip("'\"")).expanduser()
             if "-m" in arguments or "--multirun" in arguments:
-                _fail(UserError("cannot be part of a sweep", key="resume", value=value, remedy="leave out -m"))
+                _fail(
+                    UserError("cannot be part of a sweep", key="resume", value=value, remedy="leave out -m")
+                )
             if not path.is_dir():
                 _fail(UserError("is no directory", key="resume", value=value, remedy="give a run directory"))
-            return [*arguments, f"hydra.run.dir={json.dumps(str(path.resolve()))}", "hydra.output_subdir=null"]
+            return [
+                *arguments,
+                f"hydra.run.dir={json.dumps(str(path.resolve()))}",
+                "hydra.output_subdir=null",
+            ]
     return arguments
 
 
@@ -259,10 +286,21 @@ def _help() -> str:
 def _train_help() -> str:
     from effvit_train.compose import GROUPS, group_options
 
-    program = "effvit train" if Path(sys.argv[0]).name == "effvit" else "python train.py"
-    lines = [f"usage: {program} [group=option ...] [key=value ...]", "", "groups (first: what to choose from):"]
-    lines += [f"  {group:11} {', '.join(group_options(group)) or '(yours: --config-dir DIR)'}" for group in GROUPS]
-    lines += ["", "  compress takes one or several: compress=distill, 'compress=[distill,...]'", "", "examples:"]
+    program = _program()
+    lines = [
+        f"usage: {program} [group=option ...] [key=value ...]",
+        "",
+        "groups (first: what to choose from):",
+    ]
+    lines += [
+        f"  {group:11} {', '.join(group_options(group)) or '(yours: --config-dir DIR)'}" for group in GROUPS
+    ]
+    lines += [
+        "",
+        "  compress takes one or several: compress=distill, 'compress=[distill,...]'",
+        "",
+        "examples:",
+    ]
     lines += [f"  {command.replace('python train.py', program):52} {what}" for command, what in EXAMPLES]
     lines += [
         "",
@@ -270,6 +308,6 @@ def _train_help() -> str:
         "  -m                 sweep: every combination of comma-separated values",
         "  --config-dir DIR   add your own configurations",
         "  resume=RUN_DIR     go on with an interrupted run",
-        f"  completion         eval \"$({program} -sc install=bash)\"",
+        f'  completion         eval "$({program} -sc install=bash)"',
     ]
     return "\n".join(lines)

@@ -66,7 +66,8 @@ def parse_overrides(overrides: Iterable[str]) -> list[Override]:
             parsed.extend(parser.parse_overrides([override]))
         except OverrideParseException:
             raise UserError(
-                f"{override!r} cannot be read as an override", remedy="write key=value; quote lists and spaces"
+                f"{override!r} cannot be read as an override",
+                remedy="write key=value; quote lists and spaces",
             ) from None
     return parsed
 
@@ -118,6 +119,7 @@ def load_resumed(run_dir: RunDir, overrides: list[str]) -> tuple[DictConfig, lis
         raise UserError("is not a run directory", key="resume", value=run_dir.path, remedy=remedy)
     try:
         stored = OmegaConf.load(run_dir.config)
+        assert isinstance(stored, DictConfig)
         cfg = OmegaConf.structured(Config)
         for name in techniques():
             if name in (stored.get("compress") or {}):
@@ -133,7 +135,10 @@ def load_resumed(run_dir: RunDir, overrides: list[str]) -> tuple[DictConfig, lis
         key = override.key_or_group
         if key in ("resume", "run_dir") or key.startswith("hydra"):
             continue
-        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in RESUMABLE) or key == "audit":
+        if (
+            not any(key == allowed or key.startswith(f"{allowed}.") for allowed in RESUMABLE)
+            or key == "audit"
+        ):
             raise UserError(
                 "cannot change in a resumed run", key=key, value=override.value(),
                 remedy=f"a resume takes {', '.join(RESUMABLE)}; for anything else start a new run",
@@ -154,7 +159,8 @@ def explain(error: Exception, overrides: list[str]) -> UserError | None:
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
         return UserError(
-            f"{error.override!r} cannot be read as an override", remedy="write key=value; quote lists and spaces"
+            f"{error.override!r} cannot be read as an override",
+            remedy="write key=value; quote lists and spaces",
         )
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ValidationError) and cause.full_key:
@@ -162,7 +168,9 @@ def explain(error: Exception, overrides: list[str]) -> UserError | None:
         wanted = re.search(r"could not be converted to (\w+)", message)
         kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
         problem = f"must be {kinds.get(wanted[1], wanted[1])}" if wanted else message
-        return UserError(problem, key=str(cause.full_key), value=cause.value, remedy="see python train.py --cfg job")
+        return UserError(
+            problem, key=str(cause.full_key), value=cause.value, remedy="see python train.py --cfg job"
+        )
     if isinstance(cause, OmegaConfBaseException) and cause.full_key and type(cause).__name__ in (
         "ConfigAttributeError", "ConfigKeyError",
     ):  # fmt: skip
@@ -188,9 +196,16 @@ def _unknown_key(full_key: str, overrides: list[str]) -> UserError:
         return UserError(f"{name} is not switched on", key=full_key, remedy=f"add compress={name}")
     keys = schema_keys(parent)
     if keys is None:
-        return UserError("unknown key", key=full_key, remedy=f"write +{full_key}=... to add a key of your own")
-    words = [*keys, *GROUPS] if not parent else keys
-    hint = did_you_mean(name, words) or f"allowed: {', '.join(words)}"
+        return UserError(
+            "unknown key", key=full_key, remedy=f"write +{full_key}=... to add a key of your own"
+        )
+    words = [*keys, *(group for group in GROUPS if group not in keys)] if not parent else keys
+    near = (
+        did_you_mean(name, words)
+        .replace("'", "")
+        .replace("did you mean ", f"did you mean {parent}." if parent else "did you mean ")
+    )
+    hint = near or f"allowed: {', '.join(words)}"
     return UserError("unknown key", key=full_key, remedy=hint)
 
 
@@ -220,6 +235,10 @@ def _check_compress(cfg: DictConfig, overrides: list[str]) -> None:
                     "none cannot be combined with another technique", key="compress", value=",".join(names),
                     remedy="leave none out",
                 )  # fmt: skip
+            if len(set(names)) < len(names):
+                raise UserError(
+                    "names a technique twice", key="compress", value=",".join(names), remedy="once is enough"
+                )
     for name in cfg.compress:
         if name not in techniques():
             hint = did_you_mean(str(name), techniques()) or f"one of {', '.join(techniques())}"
@@ -249,7 +268,11 @@ def _run_name(*, _root_: DictConfig) -> str:
         if "model.name" in typed_keys(HydraConfig.get().overrides.task):
             choices["model"] = str(_root_.model.name).replace("/", "_")
     techniques_on = "+".join(str(name) for name in _root_.compress) or "plain"
-    words = [str(choices.get("dataset") or _root_.dataset.name), str(choices.get("model") or "model"), techniques_on]
+    words = [
+        str(choices.get("dataset") or _root_.dataset.name),
+        str(choices.get("model") or "model"),
+        techniques_on,
+    ]
     return "-".join(words)
 
 

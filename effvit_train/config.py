@@ -7,7 +7,6 @@ go together. Parts declare themselves (`Part`): a new technique edits nothing he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 

@@ -32,7 +32,9 @@ class Curves(pl.Callback):
         every: optimizer steps between two points within an epoch.
     """
 
-    def __init__(self, path: Path, classes: int, log: Callable[[Mapping[str, float], int], None], every: int) -> None:
+    def __init__(
+        self, path: Path, classes: int, log: Callable[[Mapping[str, float], int], None], every: int
+    ) -> None:
         self.path, self.log, self.every = path, log, every
         self._accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
         self._loss = MeanMetric()
@@ -44,7 +46,7 @@ class Curves(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the rows of the epochs that stay trained (the loops' state is restored by now)."""
         self._accuracy, self._loss = self._accuracy.to(pl_module.device), self._loss.to(pl_module.device)
-        done = trainer.fit_loop.epoch_progress.current.processed
+        done = trainer.current_epoch
         self._rows = [row for row in read_rows(self.path) if int(row["epoch"]) <= done]
 
     @override
@@ -59,7 +61,9 @@ class Curves(pl.Callback):
         """Add the step's terms (no synchronisation of a GPU except where a point is logged)."""
         values = {"train/loss": outputs["loss"].detach()}
         values |= {f"train/{name}": value for name, value in outputs["terms"].items()}
-        self._sums = {name: self._sums[name] + value if name in self._sums else value for name, value in values.items()}
+        self._sums = {
+            name: self._sums[name] + value if name in self._sums else value for name, value in values.items()
+        }
         self._steps += 1
         if trainer.global_step % self.every == 0 and trainer.is_global_zero:
             point = {name: float(value) for name, value in values.items()}
@@ -77,7 +81,7 @@ class Curves(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Add the batch."""
-        logits, labels, _ = outputs
+        logits, labels = outputs["logits"], outputs["labels"]
         self._accuracy.update(logits, labels)
         self._loss.update(F.cross_entropy(logits, labels), weight=len(labels))
 

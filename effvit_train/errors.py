@@ -70,5 +70,7 @@ def seconds(value: str, *, key: str) -> float:
     except (KeyError, ValueError):
         found = 0.0
     if not found > 0:
-        raise UserError("must be a time such as 90s, 5m, 2h or 1d", key=key, value=value, remedy=f"e.g. {key}=5m")
+        raise UserError(
+            "must be a time such as 90s, 5m, 2h or 1d", key=key, value=value, remedy=f"e.g. {key}=5m"
+        )
     return found

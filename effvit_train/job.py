@@ -15,7 +15,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from filelock import FileLock
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from effvit_train._version import __version__
@@ -62,8 +62,13 @@ class Job:
 
     def say(self, line: str) -> None:
         """Print one line, on the first process only."""
-        if rank_zero_only.rank in (0, None):
+        if is_first_process():
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the files: rank 0, or the only one."""
+    return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 class Interrupted(Exception):
@@ -83,10 +88,13 @@ def run_job(job: Job) -> Card | None:
     if checkpoint is not None:
         read_checkpoint(checkpoint)  # refuse a damaged or foreign file before anything starts
     built = build(config, precision=state.precision, train=_teacher_trainer(job), say=job.say)
-    state.precision, state.precision_reason = built.precision.name, state.precision_reason or built.precision.reason
+    state.precision, state.precision_reason = (
+        built.precision.name,
+        state.precision_reason or built.precision.reason,
+    )
     state.status = "running"
     bar = ProgressBar(job.console, job.stage)
-    first = rank_zero_only.rank in (0, None)
+    first = is_first_process()
     tracker = Tracker(None)
     if first:
         state.write(run_dir.state)
@@ -242,7 +250,9 @@ def _teacher_trainer(job: Job) -> Callable[[Config, str, str], Path]:
                 shutil.rmtree(run.path)
             job.say(f"{what}: training {settings.model.name} first; kept in {run.path}")
             run_job(
-                Job(settings, run, f"{what}-{settings.model.name}", settings.model.name, [], job.console, what)
+                Job(
+                    settings, run, f"{what}-{settings.model.name}", settings.model.name, [], job.console, what
+                )
             )
         return run.path
 

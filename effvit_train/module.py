@@ -74,6 +74,8 @@ class VisionModule(pl.LightningModule):
         self.ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         self.record, self.recipe, self.seed = record, recipe, seed
         self.terms: list[Term] = [LabelTerm(label_weight), *terms]
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
         self.scheduler: Scheduler | None = None
         self._total_steps = total_steps
         self._train_forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model.__call__
@@ -116,9 +118,10 @@ class VisionModule(pl.LightningModule):
         return {"loss": loss, "terms": {name: value.detach().mean() for name, value in terms.items()}}
 
     @override
-    def validation_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Return logits (B, K) of the shipped weights, labels and sample ids (B,)."""
-        return self(self.normalise(batch.images)).float(), batch.labels, batch.index
+        logits = self(self.normalise(batch.images)).float()
+        return {"logits": logits, "labels": batch.labels, "index": batch.index}
 
     test_step = validation_step
 
@@ -198,7 +201,7 @@ def check_recipe(recipe: RecipeConfig) -> None:
     """Raise `UserError` for what only timm can tell: an optimizer that it does not know."""
     from timm.optim import list_optimizers
 
-    names = list_optimizers()
+    names = [str(name) for name in list_optimizers()]
     if recipe.optimizer.lower() not in names:
         hint = did_you_mean(recipe.optimizer, names) or "e.g. recipe.optimizer=adamw"
         raise UserError(
@@ -234,7 +237,9 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: RecipeConfig, total: int
     if recipe.schedule == "constant":
         return StepLRScheduler(optimizer, decay_t=total + 1, **common)
     if recipe.schedule == "linear":
-        return PolyLRScheduler(optimizer, t_initial=after, power=1.0, lr_min=floor, warmup_prefix=True, **common)
+        return PolyLRScheduler(
+            optimizer, t_initial=after, power=1.0, lr_min=floor, warmup_prefix=True, **common
+        )
     if recipe.schedule == "tanh":
         return TanhLRScheduler(optimizer, t_initial=after, lr_min=floor, warmup_prefix=True, **common)
     return CosineLRScheduler(optimizer, t_initial=after, lr_min=floor, warmup_prefix=True, **common)

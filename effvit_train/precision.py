@@ -38,7 +38,9 @@ def choose_precision(requested: str, *, device_type: str, width: int) -> Precisi
     if not cpu_has_bf16():
         return Precision("32-true", "the processor has no bf16 instructions")
     if width < MIN_WIDTH:
-        return Precision("32-true", f"the processor has bf16, but width {width} is below {MIN_WIDTH}, where it is slower")
+        return Precision(
+            "32-true", f"the processor has bf16, but width {width} is below {MIN_WIDTH}, where it is slower"
+        )
     return Precision("bf16-mixed", f"the processor has bf16 and width {width} is at least {MIN_WIDTH}")
 
 

@@ -28,8 +28,7 @@ class Predictions(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Keep the batch."""
-        logits, labels, index = outputs
-        self._parts.append((logits.cpu(), labels.cpu(), index.cpu()))
+        self._parts.append((outputs["logits"].cpu(), outputs["labels"].cpu(), outputs["index"].cpu()))
 
     @override
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

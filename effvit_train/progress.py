@@ -39,7 +39,9 @@ class ProgressBar(pl.Callback):
                 console=self.console, transient=True, expand=True,
             )  # fmt: skip
             total = trainer.num_training_batches * (trainer.max_epochs or 1)
-            self._task = self._progress.add_task(self.stage, total=total, figures="", completed=trainer.global_step)
+            self._task = self._progress.add_task(
+                self.stage, total=total, figures="", completed=trainer.global_step
+            )
             self._progress.start()
 
     @override
@@ -67,7 +69,11 @@ class ProgressBar(pl.Callback):
         """Without a terminal, print a line at every tenth of the training."""
         epochs = trainer.max_epochs or 1
         epoch = trainer.current_epoch + 1
-        if self._progress is None and trainer.is_global_zero and epoch * _LINES // epochs > (epoch - 1) * _LINES // epochs:
+        if (
+            self._progress is None
+            and trainer.is_global_zero
+            and epoch * _LINES // epochs > (epoch - 1) * _LINES // epochs
+        ):
             self.console.print(f"{self.stage} {epoch}/{epochs}  {self._figures(trainer)}", highlight=False)
 
     @override
@@ -76,7 +82,9 @@ class ProgressBar(pl.Callback):
         self._stop()
 
     @override
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Take the bar away."""
         self._stop()
 

@@ -114,7 +114,9 @@ class RunState:
         try:
             return cls(**read_json(path))
         except FileNotFoundError:
-            raise UserError(f"no run at {path.parent}", remedy="give a run directory (it holds state.json)") from None
+            raise UserError(
+                f"no run at {path.parent}", remedy="give a run directory (it holds state.json)"
+            ) from None
         except (TypeError, ValueError):
             raise UserError(f"{path} is not the state of a run", remedy="give a run directory") from None
 
@@ -132,7 +134,10 @@ def ensure_writable(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"cannot be written ({error.strerror})", key="run_dir", value=path, remedy="e.g. run_dir=runs/mine"
+            f"cannot be written ({error.strerror})",
+            key="run_dir",
+            value=path,
+            remedy="e.g. run_dir=runs/mine",
         ) from None
 
 
@@ -146,7 +151,10 @@ def discard(path: Path) -> None:
     if {entry.name for entry in path.iterdir()} - {".hydra", "multirun.yaml"}:
         return
     shutil.rmtree(path)
-    for parent in path.parents:
+    # Only directories of our own layout, runs/<name>[/<sweep>]: an empty directory of the user's stays.
+    layout = list(path.parents)[:3]
+    top = next((depth for depth, parent in enumerate(layout) if parent.name == "runs"), -1)
+    for parent in layout[: top + 1]:
         with contextlib.suppress(OSError):
             if [entry.name for entry in parent.iterdir()] == ["multirun.yaml"]:
                 (parent / "multirun.yaml").unlink()

@@ -81,7 +81,7 @@ def resolve(
         raise UserError(
             f"does not take images of {channels}x{height}x{width} ({failure})",
             key="model.name", value=config.name,
-            remedy=f"it was made for {geometry.image_size}: dataset.image_size={geometry.image_size}, or another model",
+            remedy=f"e.g. dataset.image_size={geometry.image_size}, which it was made for, or another model",
         )  # fmt: skip
     return ArchitectureRecord(
         name=config.name, kwargs=record, input_shape=(channels, height, width),
@@ -160,10 +160,11 @@ def _no_such_argument(config: ModelConfig, name: str, kwargs: dict[str, Any]) ->
         taken = list(inspect.signature(type(meta_build(config.name, plain)).__init__).parameters)
     except Exception:  # only the hint is lost
         taken = []
-    return UserError(
-        f"{config.name} takes no such argument", key=key, value=kwargs[name],
-        remedy=did_you_mean(name, taken) or f"leave it out: '~{key}'" if name in config.args else f"leave {key} at 0",
-    )  # fmt: skip
+    if name in config.args:
+        remedy = did_you_mean(name, taken) or f"leave it out: '~{key}'"
+    else:
+        remedy = f"leave {key} at 0"
+    return UserError(f"{config.name} takes no such argument", key=key, value=kwargs[name], remedy=remedy)
 
 
 def _cannot_build(config: ModelConfig, error: Exception) -> UserError:
@@ -215,7 +216,8 @@ def _patch_candidates(config: ModelConfig, geometry: Geometry, size: int) -> lis
         return [None]
     patch = auto_patch(size, geometry)
     if patch is None:
-        near = min(range(max(size // 2, 1), 2 * size), key=lambda n: (n % geometry.patch != 0, abs(n - size)))
+        own = geometry.patch
+        near = min(range(max(size // 2, 1), 2 * size), key=lambda n: (n % own != 0, abs(n - size)))
         raise UserError(
             f"no patch divides images of {size} pixels into a reasonable number of tokens",
             key="model.patch_size", value="auto", remedy=f"e.g. dataset.image_size={near}",
@@ -271,9 +273,10 @@ def _check_divides(config: ModelConfig, kwargs: dict[str, Any], geometry: Geomet
         return
     allowed = ", ".join(str(d) for d in divisors(size))
     if config.patch_size == "auto":  # its patch cannot be set
+        near = max(1, round(size / patch)) * patch
         raise UserError(
             f"its patches of {patch} pixels do not divide images of {size}",
-            key="model.name", value=config.name, remedy=f"e.g. dataset.image_size={max(1, round(size / patch)) * patch}",
+            key="model.name", value=config.name, remedy=f"e.g. dataset.image_size={near}",
         )  # fmt: skip
     own = f" ({config.name}'s own is {patch})" if config.patch_size is None else ""
     raise UserError(

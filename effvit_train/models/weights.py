@@ -44,7 +44,7 @@ def pretrained(record: ArchitectureRecord, build: Build, *, say: Say = print) ->
     """Build the model of `record` with timm's published weights, from its cache or the hub."""
     cfg = timm.get_pretrained_cfg(record.name)
     if cfg is None or not cfg.has_weights:
-        others = [n for n in timm.list_pretrained(f"{record.name.partition('.')[0]}*")][:3]
+        others = timm.list_pretrained(f"{record.name.partition('.')[0]}*")[:1]
         raise UserError(
             f"timm publishes no weights of {record.name}", key="model.pretrained", value=True,
             remedy=f"model.weights=FILE{', or model.name=' + others[0] if others else ''}",
@@ -54,18 +54,19 @@ def pretrained(record: ArchitectureRecord, build: Build, *, say: Say = print) ->
     if cached is None:
         _check_reachable(cfg, record.name)
     # A cached file is named outright: the hub would otherwise be asked whether it is still current.
-    overlay = {"pretrained_cfg_overlay": {"file": cached}} if cached else {}
+    overlay: dict[str, Any] | None = {"file": cached} if cached else None
     try:
-        model = timm.create_model(record.name, pretrained=True, **overlay, **record.kwargs)
+        model = timm.create_model(
+            record.name, pretrained=True, pretrained_cfg_overlay=overlay, **record.kwargs
+        )
     except Exception as error:  # the hub client, the checksum, the loader: each has its own errors
         raise UserError(
             f"timm's weights of {record.name} cannot be loaded: {_line(error)}", key="model.pretrained",
             value=True, remedy="give a file: model.weights=FILE",
         ) from None  # fmt: skip
-    if record.kwargs["num_classes"] != cfg.num_classes:
-        say(
-            f"model.pretrained: {cfg.num_classes} classes there, {record.kwargs['num_classes']} here: new head"
-        )
+    there, here = cfg.num_classes, record.kwargs["num_classes"]
+    if there != here:
+        say(f"model.pretrained: {there} classes there, {here} here: new head")
     return model
 
 

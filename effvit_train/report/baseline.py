@@ -41,7 +41,9 @@ def find_baseline(run_dir: Path, card: Card) -> Baseline:
     recipe, then the same seed, then the newest. A run that is itself uncompressed has none.
     """
     if not as_list(card.run.get("compress")):
-        return _none("this run is itself uncompressed: it is the baseline for others")
+        return _none(
+            "this run is itself uncompressed: it is the baseline for compressed runs of the same model"
+        )
     run_dir = Path(run_dir).resolve()
     record, data = read_record(run_dir), fingerprint(card)
     if record is None:

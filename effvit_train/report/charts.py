@@ -14,11 +14,14 @@ WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 34
 MAX_POINTS = 300  # of a polyline
 MAX_HOVER = 60  # points that show their value
+SMALL_MATRIX = 12  # classes; more need the whole width of the page
 
 
 def escape(text: object) -> str:
     """Text for HTML, attributes included; characters that no document may hold become �."""
-    clean = "".join(c if c in "\t\n" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF) else "�" for c in str(text))
+    clean = "".join(
+        c if c in "\t\n" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF) else "�" for c in str(text)
+    )
     return html.escape(clean, quote=True)
 
 
@@ -41,7 +44,8 @@ def line_chart(
 ) -> str:
     """Lines over epochs with axes, ticks and values on hover.
 
-    The vertical axis is logarithmic where all values are positive and span more than a factor 50.
+    The vertical axis is logarithmic where all values are positive and span more than a factor 50;
+    otherwise it starts at zero, so that heights can be compared.
 
     Args:
         series: at least one, each with at least one point.
@@ -53,6 +57,8 @@ def line_chart(
     ys = [y for line in series for _, y in line.points]
     low, high = y_range or (min(ys), max(ys))
     log = y_range is None and low > 0 and high / low > 50
+    if y_range is None and not log:
+        low, high = min(0.0, low), max(0.0, high)
     y_ticks = log_ticks(low, high) if log else ticks(low, high)
     low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
     x_low, x_high = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) - 1, max(xs) + 1)
@@ -105,7 +111,8 @@ def _line(
         dot = "dot last" if (x, y) == line.points[-1] else "dot"
         tip = escape(f"{line.label}, {x_name} {x:g}: {write(y)}")
         parts.append(
-            f'<circle class="{dot}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="3.5"><title>{tip}</title></circle>'
+            f'<circle class="{dot}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="3.5">'
+            f"<title>{tip}</title></circle>"
         )
     parts.append("</g>")
     return "".join(parts)
@@ -151,7 +158,9 @@ def log_ticks(low: float, high: float) -> list[float]:
         chosen = every[start : stop + 1]
         if len(chosen) <= 8:
             return chosen
-    return chosen[:: math.ceil(len(chosen) / 8)] + ([chosen[-1]] if (len(chosen) - 1) % math.ceil(len(chosen) / 8) else [])
+    return chosen[:: math.ceil(len(chosen) / 8)] + (
+        [chosen[-1]] if (len(chosen) - 1) % math.ceil(len(chosen) / 8) else []
+    )
 
 
 def matrix(counts: NDArray[np.int64], names: Sequence[str]) -> str:
@@ -160,16 +169,20 @@ def matrix(counts: NDArray[np.int64], names: Sequence[str]) -> str:
     The diagonal has one colour and the mistakes another, so that rare mistakes stay visible.
     """
     k = len(names)
-    cell = 34 if k <= 12 else 26 if k <= 24 else 20
+    cell = 34 if k <= SMALL_MATRIX else 26 if k <= 24 else 22
     longest = max(len(name) for name in names)
     short = [clip(name, 14) for name in names]
     label = 12 + 6.4 * min(14, longest)
     turned = longest * 6.4 > cell - 2
-    left, top = label + 18, (label if turned else 20) + 20
-    width, height = left + k * cell + 4, top + k * cell + 4
-    scroll = "" if width <= 480 else f' style="min-width:{width:.0f}px"'
+    left, top = label + 18, (0.87 * label + 4 if turned else 20) + 20
+    width = left + k * cell + max(4, label * 0.5 - cell / 2 + 8 if turned else 4)
+    height = top + k * cell + 4
+    # Small ones grow and shrink with the page; large ones keep their size and scroll.
+    size = f'class="matrix" style="max-width:{1.2 * width:.0f}px"'
+    if k > SMALL_MATRIX:
+        size = f'class="matrix wide" width="{width:.0f}"'
     parts = [
-        f'<svg class="matrix" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}"{scroll} role="img" '
+        f'<svg {size} viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
         f'aria-label="Confusion matrix, {k} classes">',
         f'<text class="name" x="{left + k * cell / 2:.0f}" y="12" text-anchor="middle">predicted</text>',
         f'<text class="name" transform="translate(11 {top + k * cell / 2:.0f}) rotate(-90)" '
@@ -177,15 +190,23 @@ def matrix(counts: NDArray[np.int64], names: Sequence[str]) -> str:
     ]
     for j in range(k):
         x, y = left + (j + 0.5) * cell, top - 7
-        place = f'transform="translate({x + 4:.1f} {y:.0f}) rotate(-60)"' if turned else f'x="{x:.1f}" y="{y:.0f}"'
+        place = (
+            f'transform="translate({x + 4:.1f} {y:.0f}) rotate(-60)"'
+            if turned
+            else f'x="{x:.1f}" y="{y:.0f}"'
+        )
         anchor = "start" if turned else "middle"
         parts.append(f'<text {place} text-anchor="{anchor}">{escape(short[j])}</text>')
     totals = counts.sum(1)
     for i in range(k):
         y = top + i * cell
-        parts.append(f'<text x="{left - 7:.0f}" y="{y + cell / 2 + 4:.1f}" text-anchor="end">{escape(short[i])}</text>')
+        parts.append(
+            f'<text x="{left - 7:.0f}" y="{y + cell / 2 + 4:.1f}" text-anchor="end">{escape(short[i])}</text>'
+        )
         for j in range(k):
-            parts.append(_cell(int(counts[i, j]), int(totals[i]), i == j, left + j * cell, y, cell, names[i], names[j]))
+            parts.append(
+                _cell(int(counts[i, j]), int(totals[i]), i == j, left + j * cell, y, cell, names[i], names[j])
+            )
     parts.append("</svg>")
     return "".join(parts)
 
@@ -202,8 +223,9 @@ def _cell(
     tip = escape(f"true {true}, predicted {predicted}: {count} of {total} ({share:.1%})")
     text = ""
     digits = len(str(count))
-    if digits * 6.8 <= size - 4:
-        strong = " on" if shade > 0.55 else ""
+    if digits * 6.8 <= size - 4 or digits == 3:
+        strong = " on" if shade > (0.72 if right else 0.85) else ""
+        strong += " tight" if digits * 6.8 > size - 4 else ""
         text = (
             f'<text class="n{strong}" x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}" '
             f'text-anchor="middle">{count}</text>'

@@ -47,14 +47,17 @@ def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
     found = []
     settings = [item for item in _kept(card) if _key(item).startswith("compress.")]
     if len(active) == 1 and not settings:
-        found.append(_seeds([f"compress=none,{active[0]}"], plain, "whether the difference outlives the seed"))
+        found.append(
+            _seeds([f"compress=none,{active[0]}"], plain, "whether the difference outlives the seed")
+        )
     else:  # settings of a technique are refused where it is off: two sweeps
         why = "whether the difference outlives the seed: this run's side, then the baseline's"
         own = [item for item in _kept(card, without=("seed",)) if item not in plain]
         found.append(_seeds(own, plain, why))
         found.append(_seeds(["compress=none"], plain, "the baseline's side"))
-    if run_dir and baseline.run_dir is not None:
-        found.append((_line("effvit report", [run_dir, str(baseline.run_dir)]), "both runs side by side"))
+    other = str(baseline.card.run.get("run_dir") or baseline.run_dir or "")
+    if run_dir and other:
+        found.append((_line("effvit report", [run_dir, other]), "both runs side by side"))
     return found
 
 

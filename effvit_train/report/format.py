@@ -8,12 +8,14 @@ from typing import Literal
 
 from effvit_train.card import MEASURES, Measure
 
-MINUS = "−"  # noqa: the typographic sign, as wide as the plus
+MINUS = "−"  # the typographic sign, as wide as the plus
 NONE = "–"
 
 # Measured by a clock or by the system: repeats differ by a few per cent on the same model.
-TIMED = ("cost/latency_ms", "cost/latency_p95_ms", "cost/throughput", "cost/memory_mb", "cost/train_seconds")
-TIMED += ("cost/energy_j",)
+TIMED = (
+    "cost/latency_ms", "cost/latency_p95_ms", "cost/throughput", "cost/memory_mb", "cost/train_seconds",
+    "cost/energy_j",
+)  # fmt: skip
 TIMED_NOISE = 0.10
 
 _Z95 = 1.959963984540054

@@ -14,6 +14,7 @@ from effvit_train.report.baseline import Baseline
 from effvit_train.report.commands import next_commands
 from effvit_train.report.compare import Comparison
 from effvit_train.report.inputs import as_list, test_count
+from effvit_train.report.words import no_baseline
 
 __all__ = ["card_table", "next_commands"]
 
@@ -32,10 +33,10 @@ def card_table(card: Card, baseline: Baseline) -> RenderableType:
         taken = [key for key in mine if card.measures[key] is not None]
         table = Table.grid(padding=(0, 2))
         table.add_column(min_width=width, no_wrap=True)
-        table.add_column(justify="right", min_width=12, no_wrap=True)
+        table.add_column(justify="right", min_width=14, no_wrap=True)
         head = [Text(axis.capitalize(), "bold")]
         if baseline.card is not None:
-            table.add_column(justify="right", min_width=10, no_wrap=True, style="dim")
+            table.add_column(justify="right", min_width=14, no_wrap=True, style="dim")
             table.add_column(no_wrap=True)
             head += [Text("this run", "dim"), Text("baseline", "dim"), Text("change", "dim")]
         table.add_row(*head)
@@ -52,7 +53,7 @@ def card_table(card: Card, baseline: Baseline) -> RenderableType:
         if absent.row_count:
             parts.append(absent)
         parts.append(Text(""))
-    parts.append(_footer(baseline))
+    parts.append(_footer(card, baseline))
     return Group(*parts)
 
 
@@ -62,10 +63,7 @@ def _row(key: str, card: Card, comparison: Comparison) -> list[RenderableType]:
     if comparison.baseline.card is None:
         tested = test_count(card)
         if key == "quality/accuracy" and now is not None and tested:
-            cells[1] = Text.assemble(
-                (fmt.value(key, now), "bold"),
-                (f"  95 % interval {fmt.interval(round(now * tested), tested)}", "dim"),
-            )
+            cells.append(Text(f"95 % interval {fmt.interval(round(now * tested), tested)}", "dim"))
         return cells
     found = comparison.change(key)
     change = Text(str(found), COLOURS[found.verdict]) if found else Text(fmt.NONE, "dim")
@@ -89,9 +87,9 @@ def _title(card: Card) -> Text:
     return title
 
 
-def _footer(baseline: Baseline) -> Text:
+def _footer(card: Card, baseline: Baseline) -> Text:
     if baseline.card is None:
-        return Text(f"No baseline: {baseline.reason}.", "dim")
+        return Text(no_baseline(card, baseline), "dim")
     where = _relative(baseline.run_dir) if baseline.run_dir else ""
     note = f" ({baseline.reason})" if baseline.reason else ""
     return Text(f"Baseline: the same model uncompressed, {where}{note}.", "dim")

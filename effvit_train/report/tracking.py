@@ -46,7 +46,7 @@ class Tracker:
 
         self._run.summary.update({key: value for key, value in card.measures.items() if value is not None})
         self._run.summary.update({"missing": card.missing, "provenance": card.provenance})
-        columns = ["run", *(f"{key} [{MEASURES[key].unit}]" for key in _FRONTIER)]
+        columns: list[str | int] = ["run", *(f"{key} [{MEASURES[key].unit}]" for key in _FRONTIER)]
         row = [card.run.get("name"), *(card.measures.get(key) for key in _FRONTIER)]
         self._run.log({"card/frontier": wandb.Table(columns=columns, data=[row])})
 

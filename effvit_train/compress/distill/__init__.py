@@ -60,7 +60,10 @@ class DistillConfig:
         """Raise `UserError` for a value that cannot be."""
         if not self.temperature > 0:
             raise UserError(
-                "must be positive", key="compress.distill.temperature", value=self.temperature, remedy="e.g. 2.0"
+                "must be positive",
+                key="compress.distill.temperature",
+                value=self.temperature,
+                remedy="e.g. 2.0",
             )
         between("compress.distill.weight", self.weight, 0.0, 1.000001, example="0.5")
         at_least("compress.distill.trained.max_epochs", self.trained.max_epochs, 1)

@@ -54,7 +54,9 @@ class Teacher:
         if self._device != images.device:
             self.model.to(images.device)
             self._device = images.device
-            precision = choose_precision("auto", device_type=images.device.type, width=embed_width(self.model))
+            precision = choose_precision(
+                "auto", device_type=images.device.type, width=embed_width(self.model)
+            )
             self._autocast = precision.name == "bf16-mixed"
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self._autocast):
             return self.model(images).float()

@@ -1,0 +1,108 @@
+"""The axis `cost/*`: what a model needs, measured in a fresh process (`effvit_train.audit.probe`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import effvit_train
+from effvit_train.card import MEASURES, Measured
+from effvit_train.config import AuditConfig
+from effvit_train.models.record import ArchitectureRecord
+
+TIMEOUT_SECONDS = 600.0
+
+# ViT-B/16 at 224 with 1,000 classes in 32 bits: the reference of the efficient error rate.
+VIT_B16 = {"params": 86_567_656, "bits": 32.0, "macs": 17_563_828_224, "size_bytes": 346_284_744}
+
+_MEASURED = ("params", "macs", "flops", "latency_ms", "latency_p95_ms", "throughput", "memory_mb")
+
+
+def measure_cost(
+    record: ArchitectureRecord,
+    config: AuditConfig,
+    *,
+    weights: Path | None = None,
+    num_threads: int | None = None,
+    precision: str = "32-true",
+    device: str | None = None,
+) -> tuple[Measured, dict[str, Any]]:
+    """Measure what the model of `record` costs at inference; returns the measures and the conditions.
+
+    Args:
+        record: the architecture.
+        config: how many runs; its `num_threads` wins over the argument.
+        weights: the `model.safetensors` that ships; random weights without one.
+        num_threads: CPU threads of training; None keeps torch's choice.
+        precision: Lightning's name; mixed ones run under autocast.
+        device: `cpu` or `cuda`; None takes CUDA where there is any.
+
+    A probe that fails (memory, a missing kernel) leaves every measure null with its reason: a
+    finished training is not lost for it.
+    """
+    request = {
+        "record": record.to_json(),
+        "weights": str(weights) if weights else None,
+        "device": device,
+        "num_threads": config.num_threads or num_threads,
+        "precision": precision,
+        "latency_runs": config.latency_runs,
+        "throughput_batch": config.throughput_batch,
+        "throughput_runs": config.throughput_runs,
+    }
+    measured = Measured(missing={"cost/train_seconds": "nothing was trained"})
+    try:
+        answer = _probe(request)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        reason = f"the measuring process failed: {error}"
+        measured.missing |= {key: reason for key in MEASURES if key.startswith("cost/")} | measured.missing
+        return measured, {"failed": str(error)}
+    for name in _MEASURED:
+        measured.values[f"cost/{name}"] = answer[name]
+    measured.values["cost/size_mb"] = answer["size_bytes"] / 1e6
+    measured.values["cost/eer"] = efficient_error_rate(answer)
+    if answer["energy_j"] is None:
+        measured.missing["cost/energy_j"] = "no energy counter: needs an NVIDIA GPU with NVML and pynvml"
+    else:
+        measured.values["cost/energy_j"] = answer["energy_j"]
+    conditions = answer["conditions"]
+    if answer["uncounted"]:
+        conditions["uncounted_operators"] = answer["uncounted"]
+    return measured, conditions
+
+
+def efficient_error_rate(features: Mapping[str, float]) -> float:
+    """Mean ratio of a model's `params`, `bits`, `macs` and `size_bytes` to those of ViT-B/16.
+
+    Papa et al. 2023 (arXiv 2309.02031): the features that weigh on the hardware at inference
+    (parameters, bits, FLOPs, model size), each normalised by a reference model, averaged.
+    """
+    return sum(features[name] / reference for name, reference in VIT_B16.items()) / len(VIT_B16)
+
+
+def _probe(request: dict[str, Any]) -> dict[str, Any]:
+    """Run the probe; `RuntimeError` with the last line of its complaint when it fails."""
+    environment = dict(os.environ)
+    # The child must find the very package that runs here, installed or not, in any directory.
+    package_root = str(Path(effvit_train.__file__).resolve().parent.parent)
+    inherited = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = package_root + (os.pathsep + inherited if inherited else "")
+    if request["num_threads"]:
+        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(request["num_threads"])
+    if request["device"] == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    finished = subprocess.run(
+        [sys.executable, "-m", "effvit_train.audit.probe"],
+        input=json.dumps(request), capture_output=True, text=True, env=environment,
+        timeout=TIMEOUT_SECONDS, check=False,
+    )  # fmt: skip
+    if finished.returncode != 0:
+        lines = finished.stderr.strip().splitlines()
+        how = f"signal {-finished.returncode}" if finished.returncode < 0 else f"exit {finished.returncode}"
+        raise RuntimeError(f"{how}: {lines[-1]}" if lines else how)
+    return json.loads(finished.stdout.strip().splitlines()[-1])

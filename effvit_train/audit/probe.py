@@ -1,0 +1,298 @@
+"""Measure one model in a process of its own: `python -m effvit_train.audit.probe`.
+
+Reads one JSON request on the standard input, prints one JSON answer. A process that has trained
+before holds gigabytes and warm caches; here the baseline is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import effvit_train  # noqa: F401  (makes torchvision importable for timm)
+from effvit_train.audit.operations import count_operations
+from effvit_train.models.factory import build, load_weights
+from effvit_train.models.record import ArchitectureRecord
+
+MIN_RUNS = 5
+WARMUP_RUNS = 5
+LATENCY_SECONDS = 5.0  # budget of the timed runs; never fewer than MIN_RUNS
+THROUGHPUT_SECONDS = 8.0
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_DTYPE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+
+
+def main() -> None:
+    """Answer the request on the standard input."""
+    answer = measure(json.load(sys.stdin))
+    print(json.dumps(answer), flush=True)
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """Take all measures of `request`: `record`, `weights`, `device`, `precision`, runs, threads."""
+    if request["num_threads"]:
+        torch.set_num_threads(request["num_threads"])
+    record = ArchitectureRecord.from_json(request["record"])
+    device = torch.device(request["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = _DTYPE.get(request["precision"], torch.float32)
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    memory = _Memory(device)
+    model = _load(record, request["weights"]).to(device, dtype).eval()
+    memory.loaded()
+    image = torch.zeros(1, *record.input_shape, device=device, dtype=dtype)
+    with torch.inference_mode(), _autocast(request["precision"], device):
+        run = _runner(model, device)
+        run(image)
+        run(image)
+        memory_mb, memory_how = memory.added_mb()
+        # Images of noise: zeros would make some kernels (and denormals) unusually fast or slow.
+        image = torch.randn(1, *record.input_shape, generator=torch.Generator().manual_seed(0)).to(
+            device, dtype
+        )
+        times = _time(lambda: run(image), request["latency_runs"], LATENCY_SECONDS, warmup=WARMUP_RUNS)
+        latency = _median(times)
+        batch_size = _fitting_batch(request["throughput_batch"], latency)
+        batch = image.expand(batch_size, *record.input_shape).contiguous()
+        energy = _Energy(device)
+        batch_times = _time(
+            lambda: run(batch), request["throughput_runs"], THROUGHPUT_SECONDS, warmup=1, started=energy.start
+        )
+        joules = energy.joules()
+    operations = count_operations(model, record.input_shape)
+    parameters = sum(p.numel() for p in model.parameters())
+    bits = sum(p.numel() * p.element_size() * 8 for p in model.parameters()) / max(parameters, 1)
+    return {
+        "params": parameters,
+        "bits": bits,
+        "macs": operations.macs,
+        "flops": operations.flops,
+        "uncounted": dict(operations.uncounted),
+        "size_bytes": _size(model, request["weights"]),
+        "latency_ms": latency * 1e3,
+        "latency_p95_ms": _percentile(times, 0.95) * 1e3,
+        "throughput": batch_size / _median(batch_times),
+        "memory_mb": memory_mb,
+        "energy_j": None if joules is None else joules / (batch_size * len(batch_times)),
+        "conditions": {
+            "device": device.type,
+            "processor": _processor(device),
+            "threads": torch.get_num_threads(),
+            "precision": request["precision"],
+            "latency_runs": len(times),
+            "throughput_batch": batch_size,
+            "throughput_runs": len(batch_times),
+            "memory": memory_how,
+            "load_average": load,  # other processes on these cores lengthen the times
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _load(record: ArchitectureRecord, weights: str | None) -> nn.Module:
+    torch.manual_seed(0)
+    model = build(record)
+    if weights:
+        load_weights(model, Path(weights))
+    return model
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    dtype = _AUTOCAST.get(precision)
+    return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+
+
+def _runner(model: nn.Module, device: torch.device) -> Callable[[Tensor], None]:
+    if device.type == "cuda":
+
+        def run(images: Tensor) -> None:
+            model(images)
+            torch.cuda.synchronize(device)
+    else:
+
+        def run(images: Tensor) -> None:
+            model(images)
+
+    return run
+
+
+def _time(
+    run: Callable[[], None],
+    runs: int,
+    budget: float,
+    *,
+    warmup: int,
+    started: Callable[[], None] | None = None,
+) -> list[float]:
+    """Seconds of each of `runs` runs, or of as many as `budget` allows, at least MIN_RUNS."""
+    for _ in range(warmup):
+        run()
+    if started:
+        started()
+    times: list[float] = []
+    begin = time.perf_counter_ns()
+    while len(times) < runs:
+        before = time.perf_counter_ns()
+        run()
+        after = time.perf_counter_ns()
+        times.append((after - before) * 1e-9)
+        if len(times) >= MIN_RUNS and (after - begin) * 1e-9 > budget:
+            break
+    return times
+
+
+def _fitting_batch(wanted: int, latency: float) -> int:
+    """The batch halved until MIN_RUNS runs and the warm-up fit into the budget."""
+    while wanted > 1 and latency * wanted * (MIN_RUNS + 1) > THROUGHPUT_SECONDS:
+        wanted //= 2
+    return wanted
+
+
+def _median(values: list[float]) -> float:
+    return _percentile(values, 0.5)
+
+
+def _percentile(values: list[float], share: float) -> float:
+    """Linear interpolation between the closest ranks, as numpy does."""
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+def _size(model: nn.Module, weights: str | None) -> int:
+    if weights:
+        return os.path.getsize(weights)
+    state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in model.state_dict().items()}
+    return len(safetensors.torch.save(state, metadata={"format": "pt"}))
+
+
+class _Memory:
+    """Peak memory above the moment of creation: libraries loaded, no model yet."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._touch_libraries()
+        gc.collect()
+        self.resets = self.device.type == "cpu" and self._reset()
+        self.baseline = self._now()
+
+    def loaded(self) -> None:
+        """Forget what loading took on top of the model itself (such as the mapped file)."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.resets:
+            self._reset()
+
+    def added_mb(self) -> tuple[float, str]:
+        """Peak since `loaded` minus the baseline (MB), and how it was measured."""
+        if self.device.type == "cuda":
+            return (torch.cuda.max_memory_allocated(self.device) - self.baseline) / 1e6, "CUDA, allocated"
+        how = "peak resident set" if self.resets else "peak resident set, loading included"
+        return max(self._peak() - self.baseline, 0) / 1e6, how
+
+    def _touch_libraries(self) -> None:
+        # The first matrix product, convolution and attention load kernels: no model's fault.
+        if self.device.type == "cuda":
+            torch.zeros(1, device=self.device)
+        with torch.inference_mode():
+            tiny = torch.zeros(1, 1, 8, 8, device=self.device)
+            torch.nn.functional.scaled_dot_product_attention(tiny, tiny, tiny)
+            nn.Conv2d(1, 8, 2, 2).to(self.device)(tiny)
+            nn.Linear(8, 8).to(self.device)(nn.LayerNorm(8).to(self.device)(tiny)).softmax(-1)
+
+    def _now(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        return _status("VmRSS") or _max_rss()
+
+    def _peak(self) -> int:
+        return _status("VmHWM") or _max_rss()
+
+    def _reset(self) -> bool:
+        """Set the kernel's high-water mark back to the present; False where it cannot be."""
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return False
+        return True
+
+
+def _status(key: str) -> int:
+    """A field of /proc/self/status in bytes; 0 where there is none."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def _max_rss() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _Energy:
+    """The device's own energy counter, where NVML has one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.read: Callable[[], float] | None = None
+        self.begin = 0.0
+        if device.type != "cuda":
+            return
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            self.read = lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3
+            self.read()
+        except Exception:  # no pynvml, no permission, a device without the counter
+            self.read = None
+
+    def start(self) -> None:
+        """Begin counting."""
+        if self.read:
+            self.begin = self.read()
+
+    def joules(self) -> float | None:
+        """Joules since `start`; None without a counter."""
+        return self.read() - self.begin if self.read else None
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

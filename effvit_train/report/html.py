@@ -1,0 +1,61 @@
+"""`card.html`: the card to look at. One file, no network, no script."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from effvit_train.files import write_text
+from effvit_train.report import sections, tables, words
+from effvit_train.report.baseline import Baseline, find_baseline
+from effvit_train.report.charts import escape
+from effvit_train.report.compare import Comparison
+from effvit_train.report.inputs import read_run
+from effvit_train.runs import RunDir
+
+# Nothing may be fetched and nothing may run, whatever a class name tries.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def write_html(run_dir: Path, *, baseline: Baseline | None = None) -> Path:
+    """Write `card.html` of a run from the files of its directory, atomically; returns its path.
+
+    Args:
+        run_dir: a run directory with a `card.json`; other files may be missing.
+        baseline: the run to compare with; None looks for it.
+
+    Raises:
+        UserError: there is no readable card.
+    """
+    files = RunDir(Path(run_dir))
+    write_text(files.html, render(files.path, baseline=baseline))
+    return files.html
+
+
+def render(run_dir: Path, *, baseline: Baseline | None = None) -> str:
+    """The page as text."""
+    data = read_run(run_dir)
+    baseline = baseline or find_baseline(run_dir, data.card)
+    comparison = Comparison(data.card, baseline, Path(run_dir))
+    body = "\n".join(
+        part
+        for part in (
+            sections.header(data, comparison),
+            sections.tiles(data, comparison),
+            sections.curves(data, comparison),
+            sections.mistakes(data),
+            tables.measures(data, comparison),
+            tables.provenance(data, comparison),
+            tables.commands(data, comparison),
+        )
+        if part
+    )
+    style = resources.files("effvit_train.report").joinpath("card.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(words.title(data.card))}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )

@@ -1,0 +1,118 @@
+"""Composition, as Hydra does it, into our validated objects; and errors into one line."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from effvit_train.compose import GROUPS, conf_dir, explain, group_options, load, register
+from effvit_train.errors import UserError
+
+
+def composed(*overrides: str):
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config", overrides=list(overrides))
+    cfg.run_dir = cfg.name = ""  # they name the running job
+    return load(cfg, list(overrides), print)
+
+
+def refused(*overrides: str) -> str:
+    try:
+        composed(*overrides)
+    except Exception as error:
+        ours = explain(error, list(overrides))
+        assert ours is not None, error
+        return str(ours)
+    raise AssertionError("was accepted")
+
+
+OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_composes_and_validates(group, option):
+    composed(f"{group}={option}")
+
+
+def test_every_dataset_composes_with_every_model():
+    for model, dataset in itertools.product(group_options("model"), group_options("dataset")):
+        assert composed(f"model={model}", f"dataset={dataset}").trainer.max_epochs > 0
+
+
+def test_tuned_values_follow_the_data_set_and_yield_to_the_user():
+    assert composed().trainer.max_epochs == 150
+    assert composed("dataset=fashion_mnist").trainer.max_epochs == 10
+    assert composed("dataset=fashion_mnist", "trainer.max_epochs=3").trainer.max_epochs == 3
+    assert composed("recipe=deit").trainer.max_epochs == 100  # another recipe: the tuning is not for it
+
+
+def test_compress_takes_one_or_several():
+    assert list(composed().compress) == []
+    assert list(composed("compress=none").compress) == []
+    assert composed("compress=distill").compress["distill"].temperature == 2.0
+    config = composed("compress=[distill]", "compress.distill.temperature=3")
+    assert config.compress["distill"].temperature == 3.0
+
+
+def test_a_model_name_replaces_the_groups_arguments_but_not_those_typed():
+    assert composed().model.args["depth"] == 4
+    config = composed("model.name=vit_small_patch16_224", "model.args.depth=2")
+    assert config.model.args == {"depth": 2}
+    assert config.model.patch_size is None
+    assert composed("model.name=vit_small_patch16_224", "model.patch_size=4").model.patch_size == 4
+
+
+CASES = [
+    ("recipe.lrr=1", "recipe.lrr: unknown key; did you mean recipe.lr?"),
+    ("trainer.max_epochs=abc", "trainer.max_epochs=abc: must be a whole number"),
+    ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),
+    ("model=vit_ss", "model=vit_ss: must be one of"),
+    ("model=vit_ss", "did you mean 'vit_s'?"),
+    ("modle=vit_s", "modle: unknown key; did you mean model?"),
+    ("+foo=1", "foo: unknown key"),
+    ("compress.distill.weight=1", "compress.distill: distill is not switched on; add compress=distill"),
+    ("compress=[none,distill]", "compress=none,distill: none cannot be combined"),
+    ("compress=[distill,distill]", "compress"),
+    ("seed=-1", "seed=-1: must be at least 0"),
+    ("recipe.lr=", "recipe.lr"),
+    ("dataset.val_fraction=1.5", "dataset.val_fraction=1.5: must be in [0, 1)"),
+    ("dataset.on_bad_image=ignore", "dataset.on_bad_image=ignore: must be one of error, skip"),
+    ("recipe.schedule=cosin", "did you mean 'cosine'?"),
+    ("trainer.precision=fp8", "trainer.precision=fp8: must be one of"),
+    ("trainer.checkpoint_every=5", "trainer.checkpoint_every=5: must be a time"),
+    ("privacy=dp_sgd", "privacy=dp_sgd: must be one of none"),
+]
+
+
+@pytest.mark.parametrize(("override", "line"), CASES)
+def test_a_wrong_override_is_one_line(override, line):
+    message = refused(override)
+    assert line in message
+    assert "\n" not in message
+
+
+def test_distill_is_validated_with_its_own_keys():
+    assert "compress.distill.temperature=0" in refused("compress=distill", "compress.distill.temperature=0")
+    message = refused("compress=distill", "compress.distill.temprature=3")
+    assert message == "compress.distill.temprature: unknown key; did you mean compress.distill.temperature?"
+    assert "compress.distill.weights" in refused("compress=distill", "compress.distill.weights=x.pt")
+
+
+def test_pretrained_and_weights_exclude_each_other():
+    assert "model.weights=x" in refused("model.pretrained=true", "model.weights=x")
+
+
+def test_an_error_that_is_not_the_users_is_not_explained():
+    assert explain(RuntimeError("boom"), []) is None
+    assert isinstance(explain(UserError("x"), []), UserError)
+
+
+def test_the_stored_configuration_is_plain_yaml():
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config", overrides=["compress=distill"])
+    assert "!!python" not in OmegaConf.to_yaml(cfg)
