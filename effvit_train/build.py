@@ -19,6 +19,7 @@ from effvit_train.config import Config
 from effvit_train.curves import Curves
 from effvit_train.data.datamodule import Augment, DataModule
 from effvit_train.errors import UserError, seconds
+from effvit_train.kernels import choose_attention
 from effvit_train.keys import stream_key
 from effvit_train.models.factory import create, embed_width
 from effvit_train.models.record import ArchitectureRecord
@@ -38,6 +39,7 @@ class Built:
     module: VisionModule
     record: ArchitectureRecord
     precision: Precision
+    attention: str
     callbacks: list[pl.Callback] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -83,6 +85,7 @@ def build(
         std=info.std,
         say=say,
     )
+    attention = choose_attention(model, device_type=device_type)
     chosen = choose_precision(
         precision or config.trainer.precision, device_type=device_type, width=embed_width(model)
     )
@@ -111,7 +114,7 @@ def build(
     for attachment in attached:
         provenance |= attachment.provenance
     callbacks = [callback for attachment in attached for callback in attachment.callbacks]
-    return Built(data, module, record, chosen, callbacks, provenance)
+    return Built(data, module, record, chosen, attention, callbacks, provenance)
 
 
 def make_trainer(

@@ -59,8 +59,8 @@ MEASURES: dict[str, Measure] = {
     ),
     "cost/latency_ms": Measure(
         "ms", "lower", "Latency",
-        "Median time of one image, batch 1, after warm-up, in a fresh process; threads, precision and runs are "
-        "in the provenance.",
+        "Median time of one image, batch 1, after warm-up, in a fresh process; threads, precision and runs "
+        "are in the provenance.",
     ),
     "cost/latency_p95_ms": Measure("ms", "lower", "Latency p95", "95th percentile of the same times."),
     "cost/throughput": Measure(

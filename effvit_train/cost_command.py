@@ -28,16 +28,21 @@ def print_cost(config: Config, *, as_json: bool) -> None:
         mean=[0.5] * channels,
         std=[0.5] * channels,
     )
-    measured, conditions = measure_cost(record, config.audit, num_threads=config.trainer.num_threads)
+    device = "cpu" if config.trainer.accelerator == "cpu" else None
+    measured, conditions = measure_cost(
+        record, config.audit, num_threads=config.trainer.num_threads, device=device
+    )
     measured.missing["cost/train_seconds"] = "nothing was trained"
-    card = Card.of(run={}, model={"name": record.name}, measured=measured, provenance={})
-    costs = {key: value for key, value in card.measures.items() if key.startswith("cost/")}
-    missing = {key: reason for key, reason in card.missing.items() if key in costs}
+    whole = Card.of(run={}, model={}, measured=measured, provenance={})
+    costs = {key: value for key, value in whole.measures.items() if key.startswith("cost/")}
+    missing = {key: reason for key, reason in whole.missing.items() if key in costs}
+    model = {"name": record.name, "input_shape": list(record.input_shape)}
     if as_json:
-        model = {"name": record.name, "kwargs": record.kwargs, "input_shape": list(record.input_shape)}
+        model["kwargs"] = record.kwargs
         print(json.dumps({"model": model, "measures": costs, "missing": missing, "conditions": conditions}))
-        return
-    Console().print(cost_table(record, costs, missing, conditions))
+    else:
+        card = Card(run={}, model=model, measures=costs, missing=missing, provenance={})
+        Console().print(cost_table(card, record.kwargs, conditions))
 
 
 def _shape(config: Config) -> tuple[int, int, int, int]:

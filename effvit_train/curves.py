@@ -35,7 +35,9 @@ class Curves(pl.Callback):
     def __init__(
         self, path: Path, classes: int, log: Callable[[Mapping[str, float], int], None], every: int
     ) -> None:
-        self.path, self.log, self.every = path, log, every
+        self.path, self.every = path, every
+        # not `self.log`: Lightning puts the module's own `log` there
+        self._publish = log
         self._accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
         self._loss = MeanMetric()
         self._rows: list[dict[str, str]] = []
@@ -67,7 +69,7 @@ class Curves(pl.Callback):
         self._steps += 1
         if trainer.global_step % self.every == 0 and trainer.is_global_zero:
             point = {name: float(value) for name, value in values.items()}
-            self.log({**point, "lr": _learning_rate(trainer)}, trainer.global_step)
+            self._publish({**point, "lr": _learning_rate(trainer)}, trainer.global_step)
 
     @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -110,7 +112,7 @@ class Curves(pl.Callback):
         row |= {name: f"{value:.6g}" for name, value in values.items()}
         self._rows.append(row)
         write_rows(self.path, self._rows)
-        self.log({**values, "epoch": epoch}, trainer.global_step)
+        self._publish({**values, "epoch": epoch}, trainer.global_step)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from filelock import FileLock
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -152,7 +153,13 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     predictions.write(run_dir.predictions)
     measured = measure_quality(predictions.logits, predictions.labels)
     job.say("measuring cost in a fresh process ...")
-    cost, conditions = measure_cost(built.record, job.config.audit, weights=run_dir.weights)
+    cost, conditions = measure_cost(
+        built.record,
+        job.config.audit,
+        weights=run_dir.weights,
+        num_threads=torch.get_num_threads(),
+        device="cuda" if trainer.strategy.root_device.type == "cuda" else "cpu",
+    )
     measured.merge(cost)
     measured.values["cost/train_seconds"] = round(state.train_seconds, 3)
     measured.missing.pop("cost/train_seconds", None)
@@ -185,6 +192,7 @@ def _card(job: Job, built: Built, state: RunState, measured: Measured, condition
             "epochs": state.epochs,
             "precision": state.precision,
             "precision_reason": state.precision_reason,
+            "attention": built.attention,
             "started": state.started,
             "resumes": state.resumes,
             "overrides": job.overrides,

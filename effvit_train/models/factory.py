@@ -89,8 +89,9 @@ def load_model(run_dir: str | Path) -> nn.Module:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a `model.safetensors` of ours; every key and shape must be the model's own."""
-    weights.check_same(weights.read_safetensors(path), model.state_dict(), source=str(path))
-    model.load_state_dict(weights.read_safetensors(path))
+    state = weights.read_safetensors(path)
+    weights.check_same(state, model.state_dict(), source=str(path))
+    model.load_state_dict(state)
 
 
 def embed_width(model: nn.Module) -> int:

@@ -178,7 +178,7 @@ def matrix(counts: NDArray[np.int64], names: Sequence[str]) -> str:
     width = left + k * cell + max(4, label * 0.5 - cell / 2 + 8 if turned else 4)
     height = top + k * cell + 4
     # Small ones grow and shrink with the page; large ones keep their size and scroll.
-    size = f'class="matrix" style="max-width:{1.2 * width:.0f}px"'
+    size = f'class="matrix" style="max-width:{1.2 * width:.0f}px;min-width:{0.75 * width:.0f}px"'
     if k > SMALL_MATRIX:
         size = f'class="matrix wide" width="{width:.0f}"'
     parts = [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,45 +18,55 @@ from effvit_train.report.compare import Comparison
 from effvit_train.report.inputs import as_list, test_count
 from effvit_train.report.words import no_baseline
 
-__all__ = ["card_table", "next_commands"]
+__all__ = ["card_table", "cost_table", "next_commands"]
 
 COLOURS = {"better": "green", "worse": "red", "same": "dim", "unclear": "dim"}
 
 
 def card_table(card: Card, baseline: Baseline) -> RenderableType:
     """The card axis by axis: value with unit, baseline, change with sign and word, reasons of nulls."""
-    comparison = Comparison(card, baseline)
+    return Group(_title(card), *_axes(card, Comparison(card, baseline)), _footer(card, baseline))
+
+
+def cost_table(card: Card, kwargs: Mapping[str, Any], conditions: Mapping[str, Any]) -> RenderableType:
+    """The measures of a model that was not trained, with the conditions they were taken under."""
+    shape = "x".join(str(n) for n in card.model["input_shape"])
+    title = Text.assemble((str(card.model["name"]), "bold"), (f"  {shape}, {kwargs.get('num_classes')} classes\n", "dim"))
+    alone = Comparison(card, Baseline(None, None, ""))
+    how = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in conditions.items() if value is not None)
+    return Group(title, *_axes(card, alone), Text(f"Measured with: {how}", "dim"))
+
+
+def _axes(card: Card, comparison: Comparison) -> list[RenderableType]:
+    """One table per axis, then the axis's measures that were not taken, with the reasons."""
     keys = [key for key in MEASURES if key in card.measures] + sorted(set(card.measures) - set(MEASURES))
     labels = {key: fmt.measure_of(key).label for key in keys}
     width = max((len(label) for label in labels.values()), default=0)
-    parts: list[RenderableType] = [_title(card)]
+    parts: list[RenderableType] = []
     for axis in dict.fromkeys(key.partition("/")[0] for key in keys):
         mine = [key for key in keys if key.partition("/")[0] == axis]
-        taken = [key for key in mine if card.measures[key] is not None]
         table = Table.grid(padding=(0, 2))
         table.add_column(min_width=width, no_wrap=True)
         table.add_column(justify="right", min_width=14, no_wrap=True)
         head = [Text(axis.capitalize(), "bold")]
-        if baseline.card is not None:
+        if comparison.baseline.card is not None:
             table.add_column(justify="right", min_width=14, no_wrap=True, style="dim")
             table.add_column(no_wrap=True)
             head += [Text("this run", "dim"), Text("baseline", "dim"), Text("change", "dim")]
         table.add_row(*head)
-        for key in taken:
-            table.add_row(*_row(key, card, comparison))
-        parts.append(table)
         absent = Table.grid(padding=(0, 2))
         absent.add_column(min_width=width, no_wrap=True, style="dim")
         absent.add_column(style="dim")
         for key in mine:
-            if card.measures[key] is None:
-                reason = Text(f"{fmt.NONE} {card.missing.get(key, 'no reason given')}")
-                absent.add_row(labels[key], reason)
+            if card.measures[key] is not None:
+                table.add_row(*_row(key, card, comparison))
+            else:
+                absent.add_row(labels[key], Text(f"{fmt.NONE} {card.missing.get(key, 'no reason given')}"))
+        parts.append(table)
         if absent.row_count:
             parts.append(absent)
         parts.append(Text(""))
-    parts.append(_footer(card, baseline))
-    return Group(*parts)
+    return parts
 
 
 def _row(key: str, card: Card, comparison: Comparison) -> list[RenderableType]:

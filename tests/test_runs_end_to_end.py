@@ -1,0 +1,283 @@
+"""From the command to the card, as a user would: files, values, sweeps, teachers, resume."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import effvit_train
+from effvit_train import cli, job
+from effvit_train.card import MEASURES, Measured
+from effvit_train.compose import GROUPS, group_options
+
+SMALL = ("trainer.progress_bar=false", "model.args.depth=1", "model.args.embed_dim=16", "model.args.num_heads=2")
+
+
+def run_in(directory: Path, monkeypatch, *arguments: str) -> None:
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    cli.train(list(arguments))
+
+
+@pytest.fixture
+def no_probe(monkeypatch):
+    """Cost has tests of its own; here its fresh process would only take time."""
+    monkeypatch.setattr(job, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))
+
+
+def runs_in(directory: Path) -> list[Path]:
+    return sorted(path.parent for path in directory.rglob("card.json"))
+
+
+def curves(run: Path) -> list[dict[str, str]]:
+    with open(run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run of the default command, shortened, as a process."""
+    directory = tmp_path_factory.mktemp("finished")
+    done = subprocess.run(
+        [sys.executable, str(Path(effvit_train.__file__).parents[1] / "train.py"), *SMALL, "trainer.max_epochs=3"],
+        cwd=directory, capture_output=True, text=True, timeout=300, env={**os.environ, "WANDB_MODE": "offline"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = runs_in(directory)
+    return done, run
+
+
+def test_the_run_directory_holds_what_the_contract_says(finished):
+    _, run = finished
+    for name in ("card.json", "card.html", "metrics.csv", "model.safetensors", "model.json", "state.json",
+                 "checkpoints/last.ckpt", "checkpoints/best.ckpt", ".hydra/config.yaml", ".hydra/overrides.yaml"):  # fmt: skip
+        assert (run / name).is_file(), name
+    assert list((run / "wandb").glob("offline-run-*"))
+    assert json.loads((run / "state.json").read_text())["status"] == "done"
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_the_card_has_every_key_measured_or_with_a_reason(finished):
+    _, run = finished
+    card = json.loads((run / "card.json").read_text())
+    assert set(card) == {"schema", "run", "model", "measures", "missing", "provenance"}
+    assert set(card["measures"]) == set(MEASURES)
+    nulls = {key for key, value in card["measures"].items() if value is None}
+    assert nulls == set(card["missing"])
+    assert nulls <= {"cost/energy_j"}
+    assert card["run"]["overrides"] == [*SMALL, "trainer.max_epochs=3"]
+    assert card["provenance"]["dataset"]["counts"]["test"] == 360
+
+
+def test_the_card_agrees_with_the_files_beside_it(finished):
+    _, run = finished
+    card = json.loads((run / "card.json").read_text())
+    arrays = np.load(run / "predictions.npz")
+    accuracy = float((arrays["logits"].argmax(1) == arrays["labels"]).mean())
+    assert card["measures"]["quality/accuracy"] == pytest.approx(accuracy)
+    weights = load_file(run / "model.safetensors")
+    assert card["measures"]["cost/params"] == sum(tensor.numel() for tensor in weights.values())
+    assert card["measures"]["cost/size_mb"] == (run / "model.safetensors").stat().st_size / 1e6
+    assert len(curves(run)) == 3
+    assert not any("time" in name or "second" in name for name in curves(run)[0])
+
+
+def test_what_shipped_predicts_what_the_card_says(finished):
+    from effvit_train.config import DatasetConfig
+    from effvit_train.data.datamodule import DataModule
+
+    _, run = finished
+    record = json.loads((run / "model.json").read_text())
+    model = effvit_train.load_model(run)
+    data = DataModule(DatasetConfig(), batch_size=32, seed=0, cache_dir=run)
+    arrays = np.load(run / "predictions.npz")
+    position = {int(index): row for row, index in enumerate(arrays["index"])}
+    for batch in data.test_dataloader():
+        pixels = batch.images.float() / 255
+        with torch.no_grad():
+            logits = model((pixels - record["mean"][0]) / record["std"][0])
+        expected = arrays["logits"][[position[int(i)] for i in batch.index]]
+        assert np.allclose(logits.numpy(), expected, atol=1e-3)
+
+
+def test_the_terminal_ends_with_the_card_its_path_and_the_next_command(finished):
+    done, _ = finished
+    lines = done.stdout.strip().splitlines()
+    assert any("Accuracy" in line for line in lines)
+    assert lines[-2].startswith("card: runs/")
+    assert lines[-1].startswith("next: python train.py ")
+    assert "compress=distill" in lines[-1]
+    assert done.stderr == ""
+
+
+def test_the_same_command_gives_the_same_curves_and_weights(tmp_path, monkeypatch, no_probe):
+    arguments = [*SMALL, "trainer.max_epochs=2", "recipe.mixup=0.5", "recipe.erasing=0.3", "logger=none",
+                 "model.drop_path_rate=0.1", "recipe.ema=0.9"]  # fmt: skip
+    for name in ("a", "b"):
+        run_in(tmp_path, monkeypatch, *arguments, f"run_dir={tmp_path / name}")
+    assert (tmp_path / "a" / "metrics.csv").read_bytes() == (tmp_path / "b" / "metrics.csv").read_bytes()
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    run_in(tmp_path, monkeypatch, *arguments, "seed=1", f"run_dir={tmp_path / 'c'}")
+    assert (tmp_path / "a" / "metrics.csv").read_bytes() != (tmp_path / "c" / "metrics.csv").read_bytes()
+
+
+def test_an_interrupted_run_resumes_to_the_same_result(tmp_path, monkeypatch, no_probe, capfd):
+    arguments = [*SMALL, "trainer.max_epochs=4", "recipe.mixup=0.5", "recipe.ema=0.9", "logger=none"]
+    run_in(tmp_path, monkeypatch, *arguments, f"run_dir={tmp_path / 'whole'}")
+
+    from effvit_train.curves import Curves
+
+    write = Curves.on_train_epoch_start
+
+    def interrupt(self, trainer, module):
+        write(self, trainer, module)
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Curves, "on_train_epoch_start", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        run_in(tmp_path, monkeypatch, *arguments, f"run_dir={tmp_path / 'cut'}")
+    assert caught.value.code == 130
+    assert f"resume={tmp_path / 'cut'}" in capfd.readouterr().out
+    assert json.loads((tmp_path / "cut" / "state.json").read_text())["status"] == "interrupted"
+    monkeypatch.setattr(Curves, "on_train_epoch_start", write)
+    moved = tmp_path / "moved"
+    (tmp_path / "cut").rename(moved)
+    run_in(tmp_path, monkeypatch, f"resume={moved}")
+    for name in ("metrics.csv", "model.safetensors"):
+        assert (moved / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    state = json.loads((moved / "state.json").read_text())
+    assert (state["status"], state["resumes"], state["epochs"]) == ("done", 1, 4)
+    before = (moved / "card.json").read_bytes()
+    run_in(tmp_path, monkeypatch, f"resume={moved}")
+    assert "nothing to do" in capfd.readouterr().out
+    assert (moved / "card.json").read_bytes() == before
+    run_in(tmp_path, monkeypatch, f"resume={moved}", "trainer.max_epochs=5")
+    assert len(curves(moved)) == 5
+
+
+def test_a_sweep_makes_its_runs_and_trains_the_teacher_once(tmp_path, monkeypatch, no_probe, capfd):
+    run_in(
+        tmp_path, monkeypatch, "-m", "compress=none,distill", "seed=1,2", *SMALL, "trainer.max_epochs=1",
+        f"cache_dir={tmp_path / 'cache'}",
+    )  # fmt: skip
+    cards = [json.loads((run / "card.json").read_text()) for run in runs_in(tmp_path / "runs")]
+    assert [(card["run"]["compress"], card["run"]["seed"]) for card in cards] == [
+        ([], 1), ([], 2), (["distill"], 1), (["distill"], 2),
+    ]  # fmt: skip
+    assert len({card["run"]["id"] for card in cards}) == 4
+    wandb = [path.name.rpartition("-")[2] for path in (tmp_path / "runs").rglob("offline-run-*") if path.is_dir()]
+    assert sorted(wandb) == sorted(card["run"]["id"] for card in cards)
+    teachers = runs_in(tmp_path / "cache")
+    assert len(teachers) == 1
+    teacher = json.loads((teachers[0] / "card.json").read_text())
+    for card in cards[2:]:
+        assert card["provenance"]["teacher"]["accuracy"] == teacher["measures"]["quality/accuracy"]
+    assert "trained before" in capfd.readouterr().out
+    columns = curves(runs_in(tmp_path / "runs")[2])[0]
+    assert {"train/loss", "train/label", "train/distill"} <= set(columns)
+
+
+def test_a_teacher_is_keyed_by_what_it_was_trained_on(tmp_path, monkeypatch, no_probe):
+    for fraction in ("1.0", "0.5"):
+        run_in(
+            tmp_path, monkeypatch, "compress=distill", f"dataset.train_fraction={fraction}", *SMALL,
+            "trainer.max_epochs=1", "compress.distill.trained.max_epochs=1", f"cache_dir={tmp_path / 'cache'}",
+        )  # fmt: skip
+    assert len(runs_in(tmp_path / "cache")) == 2
+
+
+def test_the_teacher_never_enters_the_students_files(tmp_path, monkeypatch, no_probe):
+    arguments = [*SMALL, "trainer.max_epochs=1", "compress.distill.trained.max_epochs=1", "logger=none"]
+    run_in(tmp_path, monkeypatch, *arguments[:2], *arguments[2:4], "trainer.max_epochs=1", "logger=none",
+           f"run_dir={tmp_path / 'plain'}")  # fmt: skip
+    run_in(tmp_path, monkeypatch, "compress=distill", *arguments, f"run_dir={tmp_path / 'taught'}")
+
+    def names(run):
+        checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        return set(checkpoint["state_dict"]), set(load_file(run / "model.safetensors"))
+
+    assert names(tmp_path / "plain") == names(tmp_path / "taught")
+
+
+def test_a_run_of_ours_can_teach(tmp_path, monkeypatch, no_probe, finished):
+    _, teacher = finished
+    run_in(tmp_path, monkeypatch, "compress=distill", f"compress.distill.teacher={teacher}", *SMALL,
+           "trainer.max_epochs=1", f"run_dir={tmp_path / 'run'}")  # fmt: skip
+    found = json.loads((tmp_path / "run" / "card.json").read_text())["provenance"]["teacher"]
+    assert found["run_dir"] == str(teacher)
+    accuracy = json.loads((teacher / "card.json").read_text())["measures"]["quality/accuracy"]
+    assert found["accuracy"] == accuracy
+
+
+def test_a_timm_model_with_a_weights_file_can_teach(tmp_path, monkeypatch, no_probe):
+    import timm
+
+    model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    torch.save(model.state_dict(), tmp_path / "teacher.pt")
+    run_in(
+        tmp_path, monkeypatch, "compress=distill", "compress.distill.teacher=test_resnet", *SMALL,
+        f"compress.distill.weights={tmp_path / 'teacher.pt'}", "trainer.max_epochs=1", f"run_dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    found = json.loads((tmp_path / "run" / "card.json").read_text())["provenance"]["teacher"]
+    assert (found["name"], found["source"]) == ("test_resnet", "file")
+    assert 0.0 <= found["accuracy"] <= 0.4  # untrained
+
+
+OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
+
+
+def option_arguments(group: str, option: str, directory: Path) -> list[str]:
+    arguments = [f"{group}={option}", "trainer.fast_dev_run=true", "logger=none", f"cache_dir={directory / 'cache'}"]
+    if group == "logger":
+        arguments.remove("logger=none")
+    if group != "model":
+        arguments += [word for word in SMALL if word.startswith("model")]
+    if group == "dataset" and option in ("fashion_mnist", "cifar10", "image_folder"):
+        arguments += files_of(option, directory)
+    if (group, option) == ("dataset", "synthetic"):
+        arguments.append("dataset.num_samples=256")
+    return arguments
+
+
+def files_of(option: str, directory: Path) -> list[str]:
+    """Small files in the format of a public set; its published checksums are replaced by theirs."""
+    pytest.skip(f"replaced below for {option}") if False else None
+    root = directory / option
+    if option == "image_folder":
+        from PIL import Image
+
+        for name in ("a", "b"):
+            (root / name).mkdir(parents=True)
+            for k in range(60):
+                pixels = np.random.default_rng(k).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / name / f"{k}.png")
+        return [f"dataset.root={root}", "dataset.image_size=16", "recipe.batch_size=16"]
+    return [f"dataset.root={root}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_runs(group, option, tmp_path, monkeypatch, no_probe):
+    if (group, option) in (("dataset", "fashion_mnist"), ("dataset", "cifar10")):
+        pytest.skip("covered with real files in tests/data")
+    arguments = option_arguments(group, option, tmp_path)
+    if (group, option) == ("trainer", "gpu") and not torch.cuda.is_available():
+        with pytest.raises(SystemExit) as caught:
+            run_in(tmp_path, monkeypatch, *arguments)
+        assert caught.value.code == 2
+        return
+    if (group, option) == ("trainer", "ddp"):
+        arguments.append("trainer.devices=1")
+    run_in(tmp_path, monkeypatch, *arguments)
+    (run,) = runs_in(tmp_path / "runs")
+    assert json.loads((run / "card.json").read_text())["run"]["fast_dev_run"] is True
