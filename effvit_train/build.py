@@ -251,6 +251,6 @@ def _quieten() -> None:
         r".*The number of training batches.*smaller than the logging interval.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Checkpoint directory .* exists and is not empty.*",
-        r".*exists and is not empty.*",
+        r".*module\(s\) in eval mode at the start of training.*",  # the average of the weights
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(__version__)
         sys.exit(0)
+    if command in ("-sc", "--shell_completion"):
+        # Hydra completes `program key=`; ours has the subcommand in between
+        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("effvit train ", "effvit ", 1)
+        train(arguments)
+        return
     actions = {"train": train, "cost": cost, "report": report}
     if command not in actions:
         hint = did_you_mean(command, COMMANDS) or "see effvit --help"
@@ -57,7 +62,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(_train_help())
         sys.exit(0)
-    _with_hydra(_task, _redirect_resume(arguments))
+    _with_hydra(_task, _redirect_sweep(_redirect_resume(arguments)))
 
 
 def cost(argv: Sequence[str]) -> None:
@@ -274,6 +279,14 @@ def _redirect_resume(arguments: list[str]) -> list[str]:
                 "hydra.output_subdir=null",
             ]
     return arguments
+
+
+def _redirect_sweep(arguments: list[str]) -> list[str]:
+    """With -m, `run_dir=DIR` is the directory of the whole sweep; its jobs are numbered below it."""
+    given = [argument for argument in arguments if argument.startswith("run_dir=")]
+    if not given or not {"-m", "--multirun"} & set(arguments):
+        return arguments
+    return [*(argument for argument in arguments if argument not in given), f"hydra.sweep.dir={given[-1][8:]}"]
 
 
 def _help() -> str:

@@ -259,6 +259,8 @@ def _replace_architecture(config: Config, typed: set[str]) -> None:
     }
     if "model.patch_size" not in typed:
         config.model.patch_size = None
+    if "model.pos_std" not in typed:
+        config.model.pos_std = None
 
 
 def _run_name(*, _root_: DictConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -36,7 +37,7 @@ def print_cost(config: Config, *, as_json: bool) -> None:
     whole = Card.of(run={}, model={}, measured=measured, provenance={})
     costs = {key: value for key, value in whole.measures.items() if key.startswith("cost/")}
     missing = {key: reason for key, reason in whole.missing.items() if key in costs}
-    model = {"name": record.name, "input_shape": list(record.input_shape)}
+    model: dict[str, Any] = {"name": record.name, "input_shape": list(record.input_shape)}
     if as_json:
         model["kwargs"] = record.kwargs
         print(json.dumps({"model": model, "measures": costs, "missing": missing, "conditions": conditions}))

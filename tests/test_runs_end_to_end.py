@@ -167,8 +167,11 @@ def test_an_interrupted_run_resumes_to_the_same_result(tmp_path, monkeypatch, no
 
 def test_a_sweep_makes_its_runs_and_trains_the_teacher_once(tmp_path, monkeypatch, no_probe, capfd):
     run_in(
-        tmp_path, monkeypatch, "-m", "compress=none,distill", "seed=1,2", *SMALL, "trainer.max_epochs=1",
-        f"cache_dir={tmp_path / 'cache'}",
+        tmp_path, monkeypatch, "-m", "compress=none", "seed=1,2", *SMALL, "trainer.max_epochs=1", f"run_dir={tmp_path / 'runs' / 'plain'}",
+    )  # fmt: skip
+    run_in(
+        tmp_path, monkeypatch, "-m", "compress=distill", "seed=1,2", *SMALL, "trainer.max_epochs=1",
+        "compress.distill.trained.max_epochs=1", f"cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'runs' / 'taught'}",
     )  # fmt: skip
     cards = [json.loads((run / "card.json").read_text()) for run in runs_in(tmp_path / "runs")]
     assert [(card["run"]["compress"], card["run"]["seed"]) for card in cards] == [

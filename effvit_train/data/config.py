@@ -43,17 +43,19 @@ class DatasetConfig:
         download: fetch a public set that is not under `root`.
         split_seed: fixes validation, test and `train_fraction`, whatever `seed` is.
         split_group: column of `labels_csv` whose groups are never divided between splits.
-        val_fraction: share of the training images held out where the set has no validation split.
-        test_fraction: share of all images held out where the set has no test split.
+        val_fraction: share held out where the set has no validation split, of the images that the set
+            itself assigns neither to validation nor to test.
+        test_fraction: the same for test.
         train_fraction: share of the training split used (stratified), the rest is unused.
         labels_csv: table with `path,label` and group columns; default `root/labels.csv` if there.
         on_bad_image: `error` names the first bad files and stops; `skip` leaves them out, counted.
         crop_mode: how an image of another shape becomes square: `center` (shorter side to size,
-            centre crop), `squash` (ignore the aspect), `border` (pad with the mean).
+            centre crop), `squash` (ignore the aspect), `border` (pad with its mean).
         max_pixels: larger images are refused (decompression bombs).
         in_memory: hold the decoded set as uint8; `auto` does so up to `memory_limit_mb`.
         memory_limit_mb: limit of `in_memory=auto`.
-        num_workers: loader processes; null picks 0 in memory, else the number of cores.
+        num_workers: loader processes; null picks 0 in memory without RandAugment, else the number
+            of cores.
         augment: see `AugmentConfig`.
     """
 
@@ -85,7 +87,8 @@ class DatasetConfig:
             ("crop_mode", CROP_MODES),
             ("in_memory", IN_MEMORY),
         ):
-            one_of(f"dataset.{key}", getattr(self, key), allowed)
+            # lower: on the command line `false` is a truth value, which arrives here as "False"
+            one_of(f"dataset.{key}", getattr(self, key).lower(), allowed)
         for key in ("val_fraction", "test_fraction"):
             between(f"dataset.{key}", getattr(self, key), 0.0, 1.0, example="0.1")
         value = self.train_fraction

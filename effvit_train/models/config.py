@@ -20,6 +20,9 @@ class ModelConfig:
         patch_size: pixels; `auto` follows the image size, null keeps timm's own.
         drop_rate: dropout before the classifier (timm's `drop_rate`).
         drop_path_rate: stochastic depth (timm's `drop_path_rate`).
+        pos_std: standard deviation of a learned position embedding at initialisation; null keeps
+            timm's 0.02, with which a small set takes most of its training to find positions at all
+            (docs/benchmarks.md). Without effect on loaded weights.
         args: further keyword arguments for `timm.create_model`, such as `depth`.
     """
 
@@ -29,6 +32,7 @@ class ModelConfig:
     patch_size: Optional[Union[int, str]] = "auto"
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+    pos_std: Optional[float] = None
     args: dict[str, Any] = field(default_factory=dict)
 
     def validate(self) -> None:
@@ -45,6 +49,13 @@ class ModelConfig:
                 raise UserError(
                     "must be in [0, 1)", key=f"model.{key}", value=value, remedy=f"e.g. model.{key}=0.1"
                 )
+        if self.pos_std is not None and not self.pos_std > 0:
+            raise UserError(
+                "must be positive or null",
+                key="model.pos_std",
+                value=self.pos_std,
+                remedy="e.g. model.pos_std=1.0",
+            )
         if self.pretrained and self.weights:
             raise UserError(
                 "cannot be combined with model.pretrained=true",

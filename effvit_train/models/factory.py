@@ -53,7 +53,11 @@ def create(
         return weights.pretrained(record, build, say=say), record
     if config.weights:
         return weights.from_file(record, Path(config.weights).expanduser(), build, say=say), record
-    return build(record), record
+    model = build(record)
+    positions = getattr(model, "pos_embed", None)
+    if config.pos_std is not None and isinstance(positions, nn.Parameter):
+        nn.init.normal_(positions, std=config.pos_std)
+    return model, record
 
 
 def save_model(model: nn.Module, record: ArchitectureRecord, run_dir: str | Path) -> None:

@@ -105,3 +105,15 @@ def test_embed_width() -> None:
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, effvit_train.models, effvit_train.audit; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_positions_start_with_the_standard_deviation_asked_for():
+    from effvit_train.models.config import ModelConfig
+    from effvit_train.models.factory import create
+
+    shape = {"input_shape": (3, 32, 32), "classes": list("ab"), "mean": [0.5] * 3, "std": [0.5] * 3}
+    for std, expected in ((None, 0.02), (1.0, 1.0)):
+        model, _ = create(ModelConfig(name="vit_tiny_patch16_224", pos_std=std), **shape)
+        assert model.pos_embed.std().item() == pytest.approx(expected, rel=0.05)
+    model, _ = create(ModelConfig(name="swin_tiny_patch4_window7_224", pos_std=1.0), **shape)  # has none
+    assert not hasattr(model, "pos_embed")

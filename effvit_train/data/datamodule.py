@@ -1,0 +1,202 @@
+"""The LightningDataModule: batches of uint8 images, whatever the set and wherever it lives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from effvit_train.data.augment import Augmenter
+from effvit_train.data.config import DatasetConfig
+from effvit_train.data.prepare import Prepared, prepare
+from effvit_train.data.sampler import EvalSampler, TrainSampler, rank_and_world
+from effvit_train.data.source import cores
+from effvit_train.data.splits import SPLITS
+from effvit_train.errors import UserError
+from effvit_train.keys import stream_key
+
+Ints = npt.NDArray[np.int64]
+_EVAL_BATCH = 256
+_SMALL_PIXELS = 64 * 64  # images up to here are evaluated in large batches
+
+
+class Batch(NamedTuple):
+    """What a loader yields.
+
+    Attributes:
+        images: (B, C, H, W) uint8; normalising is the module's.
+        labels: (B,) int64.
+        index: (B,) int64, the sample's id in the whole set, the same in every split and order.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]  # tuple.index, which nobody calls here
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What the loader does to training images beyond `dataset.augment`.
+
+    Attributes:
+        randaugment: timm's policy string, or None.
+    """
+
+    randaugment: str | None = None
+
+
+class DataModule(pl.LightningDataModule):
+    """A prepared data set and its loaders.
+
+    Args:
+        config: `dataset`.
+        batch_size: training images per batch and process.
+        seed: of sample order and augmentation (not of the splits).
+        cache_dir: where the outcome of checking files is remembered.
+        augment: beyond `dataset.augment`.
+        eval_batch_size: images per batch of evaluation; None chooses by the size of the images.
+        say: prints one line.
+
+    Raises:
+        UserError: the set cannot be used as configured.
+    """
+
+    def __init__(
+        self,
+        config: DatasetConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        cache_dir: Path,
+        augment: Augment = Augment(),
+        eval_batch_size: int | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        super().__init__()
+        self._config, self._seed, self._batch_size = config, seed, batch_size
+        self._prepared = prepare(config, cache_dir=Path(cache_dir), say=say)
+        self.info = self._prepared.info
+        self._augmented = augment.randaugment is not None
+        self._augmenter = Augmenter(
+            config.augment,
+            size=self.info.input_shape[-1],
+            randaugment=augment.randaugment,
+            mean=self.info.mean,
+        )
+        small = self.info.input_shape[1] * self.info.input_shape[2] <= _SMALL_PIXELS
+        self._eval_batch_size = eval_batch_size or (max(batch_size, _EVAL_BATCH) if small else batch_size)
+        self._check_batch_size()
+
+    def train_dataloader(self) -> DataLoader:
+        """Augmented training batches in the order of the epoch; the last partial one is dropped."""
+        self._check_batch_size()
+        prepared = self._prepared
+        sampler = TrainSampler(
+            self.indices("train"),
+            total=len(prepared.labels),
+            seed=self._seed,
+            batch_size=self._batch_size,
+        )
+        dataset = _Samples(prepared, self._seed, self._augmenter)
+        workers = self._workers(cheap=prepared.in_memory and not self._augmented)
+        return self._loader(dataset, sampler, self._batch_size, workers, persistent=workers > 0)
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation split, in its own order, as it is."""
+        return self.eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """The test split, in its own order, as it is."""
+        return self.eval_dataloader("test")
+
+    def eval_dataloader(self, split: str) -> DataLoader:
+        """Any split (`train` and `unused` too), in its own order, without augmentation."""
+        dataset = _Samples(self._prepared, self._seed, None)
+        workers = self._workers(cheap=self._prepared.in_memory)
+        return self._loader(dataset, EvalSampler(self.indices(split)), self._eval_batch_size, workers)
+
+    def indices(self, split: str) -> Ints:
+        """Sample ids of a split, ascending: the order of its evaluation."""
+        return np.flatnonzero(self._prepared.split == SPLITS.index(split))
+
+    def groups(self, split: str) -> dict[str, list[str]]:
+        """Group column -> value of each sample, in the order of `indices(split)`."""
+        ids = self.indices(split).tolist()
+        columns = self._prepared.columns
+        return {name: [columns[name][i] for i in ids] for name in self.info.groups}
+
+    def _workers(self, *, cheap: bool) -> int:
+        if self._config.num_workers is not None:
+            return self._config.num_workers
+        return 0 if cheap else cores()
+
+    def _loader(
+        self, dataset: _Samples, sampler: Sampler, batch_size: int, workers: int, *, persistent: bool = False
+    ) -> DataLoader:
+        return _LateLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=persistent,
+            collate_fn=_as_it_is,  # `__getitems__` made the batch already
+            pin_memory=workers > 0 and torch.cuda.is_available(),
+        )
+
+    def _check_batch_size(self) -> None:
+        _, world = rank_and_world()
+        images = self.info.counts["train"]
+        if self._batch_size * world > images:
+            processes = f" of {world} processes" if world > 1 else ""
+            raise UserError(
+                f"the batch{processes} is larger than the training split of {images} images",
+                key="recipe.batch_size",
+                value=self._batch_size,
+                remedy=f"at most recipe.batch_size={max(1, images // world)}",
+            )
+
+
+class _Samples(Dataset):
+    """Fetches and augments a whole batch at once; positions carry the epoch (see `TrainSampler`)."""
+
+    def __init__(self, prepared: Prepared, seed: int, augmenter: Augmenter | None) -> None:
+        self._source, self._seed, self._augmenter = prepared.source, seed, augmenter
+        self._labels = prepared.labels
+        self._size = prepared.info.input_shape[-1] if augmenter is None else prepared.train_size
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, position: int) -> Batch:
+        return self.__getitems__([position])
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        epoch, ids = np.divmod(np.array(positions, dtype=np.int64), len(self._labels))
+        images = self._source.read(ids, self._size)
+        if self._augmenter is not None:
+            # a batch lies within one epoch
+            images = self._augmenter(images, ids, stream_key("augment", self._seed, int(epoch[0])))
+        return Batch(torch.from_numpy(images), torch.from_numpy(self._labels[ids]), torch.from_numpy(ids))
+
+
+class _LateLoader(DataLoader):
+    """Starts to fetch when the first batch is asked for, not when the iterator is made.
+
+    Lightning makes the first iterator of `fit` before it calls `set_epoch`; workers would by then have
+    fetched the beginning of epoch 0, also in a run that resumes in a later epoch.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,73 @@
+"""Which samples make up a batch: a function of (seed, epoch) and of nothing that ran before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Sampler
+
+from effvit_train.data import draws
+from effvit_train.keys import stream_key
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) outside distributed training."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class TrainSampler(Sampler[int]):
+    """The training samples of this rank, in the order of the epoch.
+
+    Yields `epoch * total + id`, so that worker processes learn the epoch with each sample and need no
+    state of their own. All ranks see one order and take every world-th sample of it; what does not
+    fill a batch on every rank is dropped, another remainder each epoch.
+
+    Args:
+        ids: sample ids of the training split, shape (n,).
+        total: number of samples in the whole set.
+        seed: of the run.
+        batch_size: samples per batch and rank.
+    """
+
+    def __init__(self, ids: npt.NDArray[np.int64], *, total: int, seed: int, batch_size: int) -> None:
+        self._ids, self._total, self._seed, self._batch_size = ids, total, seed, batch_size
+        self._epoch = self._start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; Lightning calls this at the start of each epoch."""
+        self._epoch = epoch
+
+    def set_start(self, batch: int) -> None:
+        """Let the next iteration, and only that, start at this batch of its epoch."""
+        self._start = batch
+
+    def __len__(self) -> int:
+        _, world = rank_and_world()
+        return len(self._ids) // (self._batch_size * world) * self._batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        rank, world = rank_and_world()
+        start, self._start = self._start, 0
+        order = draws.permutation(stream_key("order", self._seed, self._epoch), self._ids)
+        mine = order[rank::world][start * self._batch_size : len(self)]
+        yield from (mine + self._epoch * self._total).tolist()
+
+
+class EvalSampler(Sampler[int]):
+    """The samples of a split in their own order; rank r takes `ids[r::world]`."""
+
+    def __init__(self, ids: npt.NDArray[np.int64]) -> None:
+        self._ids = ids
+
+    def __len__(self) -> int:
+        rank, world = rank_and_world()
+        return len(self._ids[rank::world])
+
+    def __iter__(self) -> Iterator[int]:
+        rank, world = rank_and_world()
+        yield from self._ids[rank::world].tolist()
