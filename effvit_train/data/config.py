@@ -85,10 +85,10 @@ class DatasetConfig:
         for key, allowed in (
             ("on_bad_image", ON_BAD_IMAGE),
             ("crop_mode", CROP_MODES),
-            ("in_memory", IN_MEMORY),
         ):
-            # lower: on the command line `false` is a truth value, which arrives here as "False"
-            one_of(f"dataset.{key}", getattr(self, key).lower(), allowed)
+            one_of(f"dataset.{key}", getattr(self, key), allowed)
+        # on the command line `false` is a truth value, which arrives here as "False"
+        one_of("dataset.in_memory", self.in_memory.lower(), IN_MEMORY)
         for key in ("val_fraction", "test_fraction"):
             between(f"dataset.{key}", getattr(self, key), 0.0, 1.0, example="0.1")
         value = self.train_fraction

@@ -132,6 +132,8 @@ def test_in_memory_as_the_command_line_gives_it(folder, module):
         DatasetConfig(in_memory=given).validate()
         assert module(root=folder(), in_memory=given).info.fingerprint.startswith(kind)
         shutil.rmtree(folder())
+    with pytest.raises(UserError, match=r"dataset.crop_mode=Squash: must be one of"):
+        DatasetConfig(crop_mode="Squash").validate()
 
 
 @pytest.mark.parametrize("in_memory", ["true", "false"])
