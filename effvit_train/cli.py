@@ -231,6 +231,9 @@ def _with_hydra(task: Callable[[DictConfig, list[str]], None], arguments: list[s
     except Exception as error:
         if full_error:
             raise
+        if isinstance(error, OSError):  # outside the job, Hydra only makes the run directory
+            problem = f"cannot be written ({error.strerror})"
+            error = UserError(problem, key="run_dir", value=error.filename, remedy="e.g. run_dir=runs/mine")
         _fail(error, [argument for argument in arguments if "=" in argument])
     finally:
         if not full_error:
@@ -286,7 +289,10 @@ def _redirect_sweep(arguments: list[str]) -> list[str]:
     given = [argument for argument in arguments if argument.startswith("run_dir=")]
     if not given or not {"-m", "--multirun"} & set(arguments):
         return arguments
-    return [*(argument for argument in arguments if argument not in given), f"hydra.sweep.dir={given[-1][8:]}"]
+    return [
+        *(argument for argument in arguments if argument not in given),
+        f"hydra.sweep.dir={given[-1][8:]}",
+    ]
 
 
 def _help() -> str:

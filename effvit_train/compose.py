@@ -167,7 +167,10 @@ def explain(error: Exception, overrides: list[str]) -> UserError | None:
         message = str(cause).splitlines()[0]
         wanted = re.search(r"could not be converted to (\w+)", message)
         kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-        problem = f"must be {kinds.get(wanted[1], wanted[1])}" if wanted else message
+        if "not a valid bool" in message:
+            problem = "must be true or false"
+        else:
+            problem = f"must be {kinds.get(wanted[1], wanted[1])}" if wanted else message
         return UserError(
             problem, key=str(cause.full_key), value=cause.value, remedy="see python train.py --cfg job"
         )

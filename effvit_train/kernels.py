@@ -15,7 +15,9 @@ def choose_attention(model: nn.Module, *, device_type: str) -> str:
 
     Both compute the same function. What ships is rebuilt from its record, with timm's own choice.
     """
-    attention = [module for module in model.modules() if isinstance(getattr(module, "fused_attn", None), bool)]
+    attention = [
+        module for module in model.modules() if isinstance(getattr(module, "fused_attn", None), bool)
+    ]
     if device_type != "cpu" or not attention or _tokens(model) > MAX_TOKENS:
         return "fused"
     for module in attention:

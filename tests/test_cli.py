@@ -47,7 +47,11 @@ print("torch" in sys.modules)
 """
     for arguments in (["--help"], ["recipe.lrr=1"], ["trainer.max_epochs=x"], ["--cfg", "job"]):
         done = subprocess.run(
-            [sys.executable, "-c", code.format(arguments=arguments)], capture_output=True, text=True, cwd=ROOT, timeout=60
+            [sys.executable, "-c", code.format(arguments=arguments)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=60,
         )
         assert done.stdout.strip().endswith("False"), (arguments, done.stdout, done.stderr)
 
@@ -57,7 +61,11 @@ print("torch" in sys.modules)
     [
         ([str(ROOT / "train.py")], "python train.py model=vit_", "model=vit_micro"),
         ([str(ROOT / "train.py")], "python train.py recipe.batch", "recipe.batch_size="),
-        (["-c", "from effvit_train.cli import main; main()"], "effvit train compress=dis", "compress=distill"),
+        (
+            ["-c", "from effvit_train.cli import main; main()"],
+            "effvit train compress=dis",
+            "compress=distill",
+        ),
     ],
 )
 def test_tab_completion(program, line, expected):

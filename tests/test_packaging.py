@@ -57,7 +57,9 @@ def test_a_wheel_works_from_any_directory(tmp_path):
     pip = [sys.executable, "-m", "pip", "-q"]
     subprocess.run([*pip, "wheel", "--no-deps", "-w", str(wheels), str(ROOT)], check=True, timeout=300)
     (wheel,) = wheels.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True, timeout=300)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True, timeout=300
+    )
     assert (target / "effvit_train" / "conf" / "config.yaml").is_file()
     assert (target / "effvit_train" / "report" / "card.css").is_file()
     assert "effvit = effvit_train.cli:main" in next(target.glob("*.dist-info/entry_points.txt")).read_text()

@@ -19,7 +19,12 @@ from effvit_train import cli, job
 from effvit_train.card import MEASURES, Measured
 from effvit_train.compose import GROUPS, group_options
 
-SMALL = ("trainer.progress_bar=false", "model.args.depth=1", "model.args.embed_dim=16", "model.args.num_heads=2")
+SMALL = (
+    "trainer.progress_bar=false",
+    "model.args.depth=1",
+    "model.args.embed_dim=16",
+    "model.args.num_heads=2",
+)
 
 
 def run_in(directory: Path, monkeypatch, *arguments: str) -> None:
@@ -125,7 +130,9 @@ def test_the_same_command_gives_the_same_curves_and_weights(tmp_path, monkeypatc
     for name in ("a", "b"):
         run_in(tmp_path, monkeypatch, *arguments, f"run_dir={tmp_path / name}")
     assert (tmp_path / "a" / "metrics.csv").read_bytes() == (tmp_path / "b" / "metrics.csv").read_bytes()
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
+        tmp_path / "b" / "model.safetensors"
+    ).read_bytes()
     run_in(tmp_path, monkeypatch, *arguments, "seed=1", f"run_dir={tmp_path / 'c'}")
     assert (tmp_path / "a" / "metrics.csv").read_bytes() != (tmp_path / "c" / "metrics.csv").read_bytes()
 
@@ -178,7 +185,9 @@ def test_a_sweep_makes_its_runs_and_trains_the_teacher_once(tmp_path, monkeypatc
         ([], 1), ([], 2), (["distill"], 1), (["distill"], 2),
     ]  # fmt: skip
     assert len({card["run"]["id"] for card in cards}) == 4
-    wandb = [path.name.rpartition("-")[2] for path in (tmp_path / "runs").rglob("offline-run-*") if path.is_dir()]
+    wandb = [
+        path.name.rpartition("-")[2] for path in (tmp_path / "runs").rglob("offline-run-*") if path.is_dir()
+    ]
     assert sorted(wandb) == sorted(card["run"]["id"] for card in cards)
     teachers = runs_in(tmp_path / "cache")
     assert len(teachers) == 1
@@ -240,7 +249,12 @@ OPTIONS = [(group, option) for group in GROUPS for option in group_options(group
 
 
 def option_arguments(group: str, option: str, directory: Path) -> list[str]:
-    arguments = [f"{group}={option}", "trainer.fast_dev_run=true", "logger=none", f"cache_dir={directory / 'cache'}"]
+    arguments = [
+        f"{group}={option}",
+        "trainer.fast_dev_run=true",
+        "logger=none",
+        f"cache_dir={directory / 'cache'}",
+    ]
     if group == "logger":
         arguments.remove("logger=none")
     if group != "model":
@@ -284,3 +298,19 @@ def test_every_option_runs(group, option, tmp_path, monkeypatch, no_probe):
     run_in(tmp_path, monkeypatch, *arguments)
     (run,) = runs_in(tmp_path / "runs")
     assert json.loads((run / "card.json").read_text())["run"]["fast_dev_run"] is True
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run(train_py, tmp_path):
+    done = train_py(
+        "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_epochs=2", "run_dir=run", *SMALL,
+        "recipe.ema=0.9",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert card["run"]["epochs"] == 2
+    arrays = np.load(tmp_path / "run" / "predictions.npz")
+    assert len(arrays["index"]) == len(set(arrays["index"].tolist())) == 360
+    assert len(curves(tmp_path / "run")) == 2
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -31,9 +31,13 @@ def card_table(card: Card, baseline: Baseline) -> RenderableType:
 def cost_table(card: Card, kwargs: Mapping[str, Any], conditions: Mapping[str, Any]) -> RenderableType:
     """The measures of a model that was not trained, with the conditions they were taken under."""
     shape = "x".join(str(n) for n in card.model["input_shape"])
-    title = Text.assemble((str(card.model["name"]), "bold"), (f"  {shape}, {kwargs.get('num_classes')} classes\n", "dim"))
+    title = Text.assemble(
+        (str(card.model["name"]), "bold"), (f"  {shape}, {kwargs.get('num_classes')} classes\n", "dim")
+    )
     alone = Comparison(card, Baseline(None, None, ""))
-    how = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in conditions.items() if value is not None)
+    how = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in conditions.items() if value is not None
+    )
     return Group(title, *_axes(card, alone), Text(f"Measured with: {how}", "dim"))
 
 

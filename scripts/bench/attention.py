@@ -61,7 +61,13 @@ def main() -> None:
 
 def _model(width: int, heads: int, image: int, patch: int, fused: bool) -> nn.Module:
     model = timm.create_model(
-        "vit_tiny_patch16_224", img_size=image, patch_size=patch, embed_dim=width, depth=4, num_heads=heads, num_classes=10
+        "vit_tiny_patch16_224",
+        img_size=image,
+        patch_size=patch,
+        embed_dim=width,
+        depth=4,
+        num_heads=heads,
+        num_classes=10,
     )
     for module in model.modules():
         if hasattr(module, "fused_attn"):

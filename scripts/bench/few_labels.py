@@ -52,7 +52,9 @@ def main() -> None:
     print("seed   plain   distilled")
     for seed, (a, b) in enumerate(zip(plain, distilled, strict=True), 1):
         print(f"{seed:4}   {a:.4f}  {b:.4f}")
-    print(f"mean   {result['plain_mean']:.4f}  {result['distilled_mean']:.4f}   teacher {result['teacher']:.4f}")
+    print(
+        f"mean   {result['plain_mean']:.4f}  {result['distilled_mean']:.4f}   teacher {result['teacher']:.4f}"
+    )
 
 
 if __name__ == "__main__":

@@ -53,13 +53,13 @@ def test_discard_keeps_other_runs_and_anything_that_started(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_directory_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="run_dir=.*cannot be written"):
+    with pytest.raises(UserError, match=r"run_dir=.*cannot be written"):
         ensure_writable(tmp_path / "x")
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "x").write_text("")
-    with pytest.raises(UserError, match="run_dir=.*cannot be written"):
+    with pytest.raises(UserError, match=r"run_dir=.*cannot be written"):
         ensure_writable(tmp_path / "x" / "y")
 
 
