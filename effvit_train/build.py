@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import Tensor
 
 from effvit_train.checkpoints import Checkpoints
@@ -104,7 +106,7 @@ def build(
         model,
         record,
         config.recipe,
-        total_steps=_total_steps(config, data),
+        total_steps=functools.partial(_total_steps, config, len(data.train_dataloader())),
         seed=config.seed,
         terms=[term for attachment in attached for term in attachment.terms],
         label_weight=_product(attachment.label_weight for attachment in attached),
@@ -140,7 +142,7 @@ def make_trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
+        strategy=_strategy(settings.strategy),
         precision=built.precision.name,  # type: ignore[arg-type]
         max_epochs=1 if settings.fast_dev_run else settings.max_epochs,
         limit_train_batches=fast or settings.limit_train_batches,
@@ -209,15 +211,21 @@ def _attach(config: Config, context: Context) -> list[Attachment]:
     return [module.attach(config, context) for module in active]
 
 
-def _total_steps(config: Config, data: DataModule) -> int:
+def _total_steps(config: Config, batches: int, world_size: int) -> int:
+    """Optimizer steps of the whole training, given the batches of an epoch on one process."""
     # not trainer.estimated_stepping_batches, which drops a stateful loader's state (Lightning#20550)
-    world = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
-    batches = len(data.train_dataloader())
-    if not torch.distributed.is_initialized():
-        batches = max(1, batches // max(1, world * config.trainer.num_nodes))
+    batches = max(1, batches // world_size)
     if config.trainer.limit_train_batches:
         batches = min(batches, config.trainer.limit_train_batches)
-    return max(1, batches * config.trainer.max_epochs)
+    if config.trainer.fast_dev_run:
+        return 1
+    return batches * config.trainer.max_epochs
+
+
+def _strategy(name: str) -> str | Strategy:
+    # Buffers are not broadcast: ranks may evaluate different numbers of batches, and would wait for
+    # one another for ever in a broadcast that only some of them reach.
+    return DDPStrategy(broadcast_buffers=False) if name == "ddp" else name
 
 
 @torch.no_grad()

@@ -21,14 +21,14 @@ from effvit_train.files import atomic_path
 from effvit_train.runs import RunDir
 
 # Saving may take this share of the time since the last save, when no interval is given.
-_SHARE = 0.03
+_SHARE = 0.01
 
 
 class Checkpoints(pl.Callback):
     """Saves after the epoch's row of curves is written.
 
     Without `every`, `last` is saved at an epoch's end as soon as the previous save would have cost
-    at most 3 % of the time since then, so that small models save every epoch and large ones do not
+    at most 1 % of the time since then, so that small models save every epoch and large ones do not
     wait for the disk. `best` is saved whenever validation accuracy rises above its earlier values.
 
     Args:

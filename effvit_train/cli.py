@@ -62,7 +62,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(_train_help())
         sys.exit(0)
-    _with_hydra(_task, _redirect_sweep(_redirect_resume(arguments)))
+    _with_hydra(_task, _redirect_run_dir(_redirect_resume(arguments)))
 
 
 def cost(argv: Sequence[str]) -> None:
@@ -122,7 +122,7 @@ def _task(cfg: DictConfig, overrides: list[str]) -> None:
         return
     run_dir = RunDir(Path(HydraConfig.get().runtime.output_dir))
     try:
-        _run(cfg, overrides, run_dir, None)
+        _run(cfg, overrides, run_dir)
     except BaseException:
         discard(run_dir.path)
         raise
@@ -141,10 +141,17 @@ def _resume(run_dir: RunDir, overrides: list[str]) -> None:
             return
     if state is not None:
         state.resumes += 1
-    _run(cfg, first, run_dir, state)
+    _run(cfg, first, run_dir, state=state, resumed=True)
 
 
-def _run(cfg: DictConfig, overrides: list[str], run_dir: RunDir, state: RunState | None) -> None:
+def _run(
+    cfg: DictConfig,
+    overrides: list[str],
+    run_dir: RunDir,
+    *,
+    state: RunState | None = None,
+    resumed: bool = False,
+) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -165,7 +172,7 @@ def _run(cfg: DictConfig, overrides: list[str], run_dir: RunDir, state: RunState
 
     model = config.model.name if "model.name" in _typed(overrides) else _choice("model", overrides)
     try:
-        run_job(Job(config, run_dir, config.name, model, overrides, state=state))
+        run_job(Job(config, run_dir, config.name, model, overrides, state=state, resumed=resumed))
     except Interrupted:
         print(f"\ninterrupted; to go on: {_program()} resume={shlex.quote(str(run_dir.path))}")
         sys.exit(130)
@@ -284,10 +291,17 @@ def _redirect_resume(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def _redirect_sweep(arguments: list[str]) -> list[str]:
+def _redirect_run_dir(arguments: list[str]) -> list[str]:
     """With -m, `run_dir=DIR` is the directory of the whole sweep; its jobs are numbered below it."""
     given = [argument for argument in arguments if argument.startswith("run_dir=")]
-    if not given or not {"-m", "--multirun"} & set(arguments):
+    if not given:
+        return arguments
+    sweep = bool({"-m", "--multirun"} & set(arguments))
+    path = Path(given[-1][8:].strip("'\"")).expanduser()
+    if any(path.glob("*/state.json" if sweep else "state.json")) and "LOCAL_RANK" not in os.environ:
+        remedy = "give another directory" if sweep else f"go on with resume={path}, or give another directory"
+        _fail(UserError("holds a run already", key="run_dir", value=path, remedy=remedy))
+    if not sweep:
         return arguments
     return [
         *(argument for argument in arguments if argument not in given),

@@ -50,6 +50,7 @@ class Job:
         console: where to print.
         stage: word in the progress bar.
         state: of an earlier start of this run, or None.
+        resumed: go on from the last checkpoint, if there is one.
     """
 
     config: Config
@@ -60,6 +61,7 @@ class Job:
     console: Console = field(default_factory=Console)
     stage: str = "train"
     state: RunState | None = None
+    resumed: bool = False
 
     def say(self, line: str) -> None:
         """Print one line, on the first process only."""
@@ -85,7 +87,7 @@ def run_job(job: Job) -> Card | None:
     """
     config, run_dir = job.config, job.run_dir
     state = job.state or RunState.new()
-    checkpoint = run_dir.last if run_dir.last.exists() else None
+    checkpoint = run_dir.last if job.resumed and run_dir.last.exists() else None
     if checkpoint is not None:
         read_checkpoint(checkpoint)  # refuse a damaged or foreign file before anything starts
     built = build(config, precision=state.precision, train=_teacher_trainer(job), say=job.say)

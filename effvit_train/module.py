@@ -50,7 +50,8 @@ class VisionModule(pl.LightningModule):
         model: maps normalised images (B, C, H, W) to logits (B, K).
         record: the architecture record; travels in every checkpoint.
         recipe: the training recipe.
-        total_steps: optimizer steps of the whole training; the schedule ends there.
+        total_steps: number of processes -> optimizer steps of the whole training, where the
+            schedule ends.
         seed: of everything random.
         terms: loss terms beside the label term.
         label_weight: weight of the label term.
@@ -63,7 +64,7 @@ class VisionModule(pl.LightningModule):
         record: ArchitectureRecord,
         recipe: RecipeConfig,
         *,
-        total_steps: int,
+        total_steps: Callable[[int], int],
         seed: int,
         terms: Sequence[Term] = (),
         label_weight: float = 1.0,
@@ -153,7 +154,7 @@ class VisionModule(pl.LightningModule):
                 value=recipe.opt_args,
                 remedy="e.g. '+recipe.opt_args.betas=[0.9,0.95]' with adamw",
             ) from None
-        self.scheduler = _schedule(optimizer, recipe, self._total_steps)
+        self.scheduler = _schedule(optimizer, recipe, self._total_steps(self._world_size()))
         return optimizer
 
     @override
@@ -171,6 +172,9 @@ class VisionModule(pl.LightningModule):
                 key="resume",
                 remedy="resume with the configuration that the run was started with",
             )
+
+    def _world_size(self) -> int:
+        return 1 if self._trainer is None else self.trainer.world_size
 
     def _training_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
         images = self.normalise(batch.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from typing_extensions import override
 
 _REFRESH = 0.25  # seconds: reading the loss synchronises a GPU, so only as often as it is shown
+_WINDOW = 40  # refreshes over which the speed is averaged
 _LINES = 10  # lines in all where the output is no terminal
 
 
@@ -21,8 +23,9 @@ class ProgressBar(pl.Callback):
         self.console, self.stage = console, stage
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        self._shown = self._images = 0.0
-        self._since = time.monotonic()
+        self._shown = 0.0
+        self._images = 0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
         self._loss: float | None = None
         self._speed = 0.0
 
@@ -31,7 +34,7 @@ class ProgressBar(pl.Callback):
         """Show the bar."""
         if not trainer.is_global_zero:
             return
-        self._since = time.monotonic()
+        self._recent.append((time.monotonic(), self._images))
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("[bold]{task.description}"), BarColumn(bar_width=None),
@@ -55,7 +58,9 @@ class ProgressBar(pl.Callback):
             return
         self._shown = now
         self._loss = float(outputs["loss"])
-        self._speed = self._images / max(now - self._since, 1e-9)
+        self._recent.append((now, self._images))
+        since, images = self._recent[0]
+        self._speed = (self._images - images) / max(now - since, 1e-9)
         if self._progress is not None:
             self._progress.update(
                 self._task,

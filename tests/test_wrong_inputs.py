@@ -213,6 +213,21 @@ def test_a_run_directory_that_cannot_be_written(in_empty_directory, capfd):
     assert "run_dir=" in err
 
 
+def test_a_run_directory_that_holds_a_run_is_left_alone(in_empty_directory, capfd, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "state.json").write_text("{}")
+    for arguments, value in (
+        ([f"run_dir={run}"], run),
+        (["-m", f"run_dir={tmp_path}", "seed=1,2"], tmp_path),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            cli.train(arguments)
+        assert caught.value.code == 2
+        assert f"run_dir={value}: holds a run already" in capfd.readouterr().err
+    assert [path.name for path in run.iterdir()] == ["state.json"]
+
+
 def test_hydra_full_error_shows_the_traceback(train_py):
     done = train_py("recipe.lrr=1", env={"HYDRA_FULL_ERROR": "1"})
     assert "Traceback" in done.stderr

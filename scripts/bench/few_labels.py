@@ -35,6 +35,8 @@ def main() -> None:
                     sys.executable, str(ROOT / "train.py"), "experiment=digits_few_labels", f"compress={compress}",
                     f"seed={seed}", f"run_dir={run}", "logger=none", "audit=none", *options.overrides,
                 ]  # fmt: skip
+                if (run / "state.json").exists():  # stopped on the way
+                    command = [sys.executable, str(ROOT / "train.py"), f"resume={run}"]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             card = json.loads((run / "card.json").read_text())
             accuracies.append(card["measures"]["quality/accuracy"])

@@ -76,7 +76,7 @@ def main() -> None:
     warmup = 4
     total = warmup + options.steps * options.pairs + 1
     overrides = [
-        f"model={options.model}", "dataset=synthetic", f"dataset.num_samples={2 * options.batch * 4}",
+        f"model={options.model}", "dataset=synthetic", f"dataset.num_samples={options.batch * 32}",
         f"recipe.batch_size={options.batch}", "logger.mode=offline", "trainer.max_epochs=100000",
         "trainer.check_val_every_n_epoch=100000",
     ]  # fmt: skip

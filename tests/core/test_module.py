@@ -22,7 +22,7 @@ RECORD = ArchitectureRecord("none", {}, (1, 2, 2), ("a", "b", "c"), (0.5,), (0.2
 
 def _module(model: nn.Module | None = None, **recipe) -> VisionModule:
     model = model or nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    return VisionModule(model, RECORD, RecipeConfig(**recipe), total_steps=100, seed=0)
+    return VisionModule(model, RECORD, RecipeConfig(**recipe), total_steps=lambda world: 100, seed=0)
 
 
 def _step(logits: torch.Tensor, targets: torch.Tensor) -> Step:
@@ -52,7 +52,13 @@ def test_total_is_the_weighted_sum_of_the_terms():
             return torch.full((len(step.logits),), 2.0)
 
     module = VisionModule(
-        nn.Identity(), RECORD, RecipeConfig(), total_steps=1, seed=0, terms=[Two()], label_weight=0.5
+        nn.Identity(),
+        RECORD,
+        RecipeConfig(),
+        total_steps=lambda world: 1,
+        seed=0,
+        terms=[Two()],
+        label_weight=0.5,
     )
     terms = module.loss_terms(_step(torch.zeros(4, 3), torch.eye(3)[[0, 1, 2, 0]]))
     assert list(terms) == ["label", "two"]
@@ -124,7 +130,7 @@ def test_batch_augmentation_is_keyed_and_restores_the_global_generators(recipe):
 
     record = ArchitectureRecord("none", {}, (1, 16, 16), ("a", "b", "c"), (0.5,), (0.25,))
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 3))
-    module = VisionModule(model, record, RecipeConfig(**recipe), total_steps=9, seed=0)
+    module = VisionModule(model, record, RecipeConfig(**recipe), total_steps=lambda world: 9, seed=0)
     images = torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8)
     batch = SimpleNamespace(images=images, labels=torch.tensor([0, 1, 2, 0]), index=torch.arange(4))
     random.seed(5)
@@ -143,7 +149,9 @@ def test_batch_augmentation_is_keyed_and_restores_the_global_generators(recipe):
 
 def test_erasing_follows_the_sample_not_its_place_in_the_batch():
     record = ArchitectureRecord("none", {}, (1, 16, 16), ("a", "b", "c"), (0.5,), (0.25,))
-    module = VisionModule(nn.Identity(), record, RecipeConfig(erasing=0.9), total_steps=9, seed=0)
+    module = VisionModule(
+        nn.Identity(), record, RecipeConfig(erasing=0.9), total_steps=lambda world: 9, seed=0
+    )
     images = torch.full((4, 1, 16, 16), 200, dtype=torch.uint8)
 
     def erased(index):
