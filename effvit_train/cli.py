@@ -238,7 +238,7 @@ def _with_hydra(task: Callable[[DictConfig, list[str]], None], arguments: list[s
     except Exception as error:
         if full_error:
             raise
-        if isinstance(error, OSError):  # outside the job, Hydra only makes the run directory
+        if isinstance(error, OSError) and error.strerror:  # outside the job, Hydra only makes directories
             problem = f"cannot be written ({error.strerror})"
             error = UserError(problem, key="run_dir", value=error.filename, remedy="e.g. run_dir=runs/mine")
         _fail(error, [argument for argument in arguments if "=" in argument])

@@ -12,7 +12,6 @@ import pytest
 import effvit_train  # noqa: F401  (its import hook must be in place before torchvision)
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("WANDB_API_KEY", None)
@@ -30,21 +29,15 @@ def train_py(tmp_path: Path):
     def run(
         *arguments: str, env: dict[str, str] | None = None, timeout: float = 300, cwd: Path | None = None
     ):
+        # a DDP test in this process leaves its rendezvous behind
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_") and "RANK" not in k}
         return subprocess.run(
             [sys.executable, str(ROOT / "train.py"), *arguments],
             cwd=cwd or tmp_path,
-            env={**os.environ, **(env or {})},
+            env={**inherited, **(env or {})},
             capture_output=True,
             text=True,
             timeout=timeout,
         )
 
     return run
-
-
-def shared(name: str) -> Path:
-    """A directory of the shared image sets; skips the test loudly where it is absent."""
-    path = SHARED / name
-    if not path.is_dir():
-        pytest.skip(f"needs the shared image set {name}, which is not at {SHARED}")
-    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -12,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from published import cifar_batches, write_idx
 from safetensors.torch import load_file
 
 import effvit_train
 from effvit_train import cli, job
 from effvit_train.card import MEASURES, Measured
 from effvit_train.compose import GROUPS, group_options
+from effvit_train.data import known
 
 SMALL = (
     "trainer.progress_bar=false",
@@ -248,53 +252,51 @@ def test_a_timm_model_with_a_weights_file_can_teach(tmp_path, monkeypatch, no_pr
 OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
 
 
-def option_arguments(group: str, option: str, directory: Path) -> list[str]:
-    arguments = [
-        f"{group}={option}",
-        "trainer.fast_dev_run=true",
-        "logger=none",
-        f"cache_dir={directory / 'cache'}",
-    ]
-    if group == "logger":
-        arguments.remove("logger=none")
+def option_arguments(group: str, option: str, directory: Path, monkeypatch) -> list[str]:
+    arguments = [f"{group}={option}", "trainer.fast_dev_run=true", f"cache_dir={directory / 'cache'}"]
+    if group != "logger":
+        arguments.append("logger=none")
     if group != "model":
         arguments += [word for word in SMALL if word.startswith("model")]
-    if group == "dataset" and option in ("fashion_mnist", "cifar10", "image_folder"):
-        arguments += files_of(option, directory)
-    if (group, option) == ("dataset", "synthetic"):
-        arguments.append("dataset.num_samples=256")
+    if group == "dataset" and option != "digits":
+        arguments += [*data_of(option, directory / "set", monkeypatch), "recipe.batch_size=16"]
+    if option == "ddp":
+        arguments += ["trainer.devices=1", "trainer.accelerator=cpu"]
     return arguments
 
 
-def files_of(option: str, directory: Path) -> list[str]:
-    """Small files in the format of a public set; its published checksums are replaced by theirs."""
-    pytest.skip(f"replaced below for {option}") if False else None
-    root = directory / option
+def data_of(option: str, root: Path, monkeypatch) -> list[str]:
+    """Small files in the set's own format; a public set's checksums are replaced by theirs."""
+    if option == "synthetic":
+        return ["dataset.num_samples=256"]
+    if option == "fashion_mnist":
+        monkeypatch.setattr(known, "FASHION_MNIST_MD5", write_idx(root))
+    if option == "cifar10":
+        (root / known.CIFAR10_FOLDER).mkdir(parents=True)
+        files = cifar_batches()
+        for name, content in files.items():
+            (root / known.CIFAR10_FOLDER / name).write_bytes(content)
+        md5 = {name: hashlib.md5(files.get(name, b"")).hexdigest() for name in known.CIFAR10_MD5}
+        monkeypatch.setattr(known, "CIFAR10_MD5", md5)
     if option == "image_folder":
-        from PIL import Image
-
         for name in ("a", "b"):
             (root / name).mkdir(parents=True)
             for k in range(60):
                 pixels = np.random.default_rng(k).integers(0, 255, (9, 12, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / name / f"{k}.png")
-        return [f"dataset.root={root}", "dataset.image_size=16", "recipe.batch_size=16"]
+        return [f"dataset.root={root}", "dataset.image_size=16"]
     return [f"dataset.root={root}"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_runs(group, option, tmp_path, monkeypatch, no_probe):
-    if (group, option) in (("dataset", "fashion_mnist"), ("dataset", "cifar10")):
-        pytest.skip("covered with real files in tests/data")
-    arguments = option_arguments(group, option, tmp_path)
-    if (group, option) == ("trainer", "gpu") and not torch.cuda.is_available():
+    arguments = option_arguments(group, option, tmp_path, monkeypatch)
+    if option == "gpu" and not torch.cuda.is_available():
         with pytest.raises(SystemExit) as caught:
             run_in(tmp_path, monkeypatch, *arguments)
         assert caught.value.code == 2
         return
-    if (group, option) == ("trainer", "ddp"):
-        arguments.append("trainer.devices=1")
     run_in(tmp_path, monkeypatch, *arguments)
     (run,) = runs_in(tmp_path / "runs")
     assert json.loads((run / "card.json").read_text())["run"]["fast_dev_run"] is True
@@ -314,3 +316,13 @@ def test_two_processes_make_one_run(train_py, tmp_path):
     assert len(curves(tmp_path / "run")) == 2
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.slow
+def test_online_without_a_network_ends_with_a_card_and_says_so_once(train_py, tmp_path):
+    environment = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    done = train_py("trainer.fast_dev_run=true", "run_dir=run", *SMALL, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "card.html").is_file()
+    assert (done.stdout + done.stderr).count("logging offline") == 1
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1
