@@ -11,7 +11,7 @@ class DataInfo:
     """Facts of a prepared data set; goes to the card's provenance.
 
     Attributes:
-        name: name of the data set.
+        name: name of the data set; of an image folder, the folder's.
         classes: class names, in the order of the labels.
         input_shape: (C, H, W) of what the model sees.
         mean, std: per channel, of training pixels in 0..1.

@@ -180,7 +180,7 @@ def _prepared(
     columns = {} if listing is None else listing.columns
     values = {name: sorted(set(column)) for name, column in columns.items()}
     info = DataInfo(
-        name=config.name,
+        name=Path(config.root or "").resolve().name if config.name == "image_folder" else config.name,
         classes=classes,
         input_shape=(channels, size, size),
         mean=mean,
