@@ -23,6 +23,7 @@ from effvit_train.card import MEASURES, Measured
 from effvit_train.compose import GROUPS, group_options
 from effvit_train.data import known
 
+SHORT_TEACHER = ("compress.distill.trained.max_epochs=1", "compress.distill.trained.min_steps=1")
 SMALL = (
     "trainer.progress_bar=false",
     "model.args.depth=1",
@@ -182,7 +183,7 @@ def test_a_sweep_makes_its_runs_and_trains_the_teacher_once(tmp_path, monkeypatc
     )  # fmt: skip
     run_in(
         tmp_path, monkeypatch, "-m", "compress=distill", "seed=1,2", *SMALL, "trainer.max_epochs=1",
-        "compress.distill.trained.max_epochs=1", f"cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'runs' / 'taught'}",
+        *SHORT_TEACHER, f"cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'runs' / 'taught'}",
     )  # fmt: skip
     cards = [json.loads((run / "card.json").read_text()) for run in runs_in(tmp_path / "runs")]
     assert [(card["run"]["compress"], card["run"]["seed"]) for card in cards] == [
@@ -207,13 +208,13 @@ def test_a_teacher_is_keyed_by_what_it_was_trained_on(tmp_path, monkeypatch, no_
     for fraction in ("1.0", "0.5"):
         run_in(
             tmp_path, monkeypatch, "compress=distill", f"dataset.train_fraction={fraction}", *SMALL,
-            "trainer.max_epochs=1", "compress.distill.trained.max_epochs=1", f"cache_dir={tmp_path / 'cache'}",
+            "trainer.max_epochs=1", *SHORT_TEACHER, f"cache_dir={tmp_path / 'cache'}",
         )  # fmt: skip
     assert len(runs_in(tmp_path / "cache")) == 2
 
 
 def test_the_teacher_never_enters_the_students_files(tmp_path, monkeypatch, no_probe):
-    arguments = [*SMALL, "trainer.max_epochs=1", "compress.distill.trained.max_epochs=1", "logger=none"]
+    arguments = [*SMALL, "trainer.max_epochs=1", *SHORT_TEACHER, "logger=none"]
     run_in(tmp_path, monkeypatch, *arguments[:2], *arguments[2:4], "trainer.max_epochs=1", "logger=none",
            f"run_dir={tmp_path / 'plain'}")  # fmt: skip
     run_in(tmp_path, monkeypatch, "compress=distill", *arguments, f"run_dir={tmp_path / 'taught'}")

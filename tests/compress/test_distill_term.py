@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from effvit_train.compress.distill import TrainedTeacherConfig
 from effvit_train.compress.distill.teacher import Teacher
 from effvit_train.compress.distill.term import SoftTerm, soft_loss
+from effvit_train.config import RecipeConfig
 from effvit_train.data.info import DataInfo
 from effvit_train.parts import Step
 
@@ -92,3 +94,13 @@ def test_the_teacher_is_frozen_in_eval_mode_and_learns_nothing():
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
     assert not model.training
     assert torch.equal(term.teacher_logits(images), term.teacher_logits(images))  # no dropout
+
+
+def test_the_teachers_length_follows_the_size_of_the_set():
+    config = TrainedTeacherConfig(
+        recipe=RecipeConfig(batch_size=32), max_epochs=60, min_steps=2400, max_steps=20_000
+    )
+    assert config.epochs(1257) == 62  # 39 steps an epoch: 60 epochs would be 2,340 steps
+    assert config.epochs(251) == 343  # 7 steps
+    assert config.epochs(5000) == 60  # 156 steps: neither limit
+    assert config.epochs(54_000) == 12  # 1,687 steps: 12 epochs are the first over 20,000

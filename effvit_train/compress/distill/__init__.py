@@ -5,6 +5,7 @@ Adds one per-sample loss term. This file declares the technique and needs no tor
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Optional
 
@@ -26,14 +27,23 @@ class TrainedTeacherConfig:
     Attributes:
         model: its architecture; `name: auto` picks a convnet by image size.
         recipe: its recipe.
-        max_epochs: its length.
+        max_epochs: its length, within the two limits below (see `epochs`).
+        min_steps: a small set is passed over more often, up to this many optimizer steps.
+        max_steps: a large set less often.
         seed: of its weights, order and augmentation.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    max_epochs: int = 100
+    max_epochs: int = 60
+    min_steps: int = 2400
+    max_steps: int = 20_000
     seed: int = 0
+
+    def epochs(self, images: int) -> int:
+        """Passes over `images` training images: `max_epochs`, or as many as the limits on steps allow."""
+        steps = max(1, images // self.recipe.batch_size)
+        return max(math.ceil(self.min_steps / steps), min(self.max_epochs, math.ceil(self.max_steps / steps)))
 
 
 @dataclass
@@ -66,7 +76,8 @@ class DistillConfig:
                 remedy="e.g. 2.0",
             )
         between("compress.distill.weight", self.weight, 0.0, 1.000001, example="0.5")
-        at_least("compress.distill.trained.max_epochs", self.trained.max_epochs, 1)
+        for key in ("max_epochs", "min_steps", "max_steps"):
+            at_least(f"compress.distill.trained.{key}", getattr(self.trained, key), 1)
         if self.weights is not None and self.teacher is None:
             raise UserError(
                 "are the weights of no teacher",

@@ -91,7 +91,7 @@ def _trained_here(config: DistillConfig, context: Context) -> Teacher:
         model.name = _SMALL_TEACHER if small else _LARGE_TEACHER
     settings: Config = copy.deepcopy(context.config)
     settings.model, settings.recipe, settings.seed = model, trained.recipe, trained.seed
-    settings.trainer.max_epochs = trained.max_epochs
+    settings.trainer.max_epochs = trained.epochs(context.info.counts["train"])
     run = context.train(settings, "teacher")
     return _from_run(run, "trained here", context)
 
