@@ -14,6 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from effvit_train.checkpoints import Checkpoints
@@ -115,6 +116,15 @@ def build(
     provenance: dict[str, Any] = {"teacher": None, "privacy": None, "pruning": None}
     for attachment in attached:
         provenance |= attachment.provenance
+    try:
+        module.configure_optimizers()  # refuse now what would fail after the run has begun
+    except (AssertionError, ImportError, RuntimeError) as error:
+        raise UserError(
+            f"cannot be built on this machine ({' '.join(str(error).split())[:80]})",
+            key="recipe.optimizer",
+            value=config.recipe.optimizer,
+            remedy="e.g. recipe.optimizer=adamw",
+        ) from None
     callbacks = [callback for attachment in attached for callback in attachment.callbacks]
     return Built(data, module, record, chosen, attention, callbacks, provenance)
 
@@ -138,7 +148,8 @@ def make_trainer(
     if bar is not None and settings.progress_bar:
         callbacks.append(bar)
     fast = 1 if settings.fast_dev_run else None
-    return pl.Trainer(
+    trainer = functools.partial(
+        pl.Trainer,
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
@@ -161,6 +172,15 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+    try:
+        return trainer()
+    except (ValueError, MisconfigurationException) as error:
+        raise UserError(
+            " ".join(str(error).split())[:160],
+            key="trainer.strategy",
+            value=settings.strategy,
+            remedy="e.g. trainer.strategy=auto",
+        ) from None
 
 
 def check_device(config: Config) -> str:
@@ -259,6 +279,7 @@ def _quieten() -> None:
         r".*The number of training batches.*smaller than the logging interval.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Checkpoint directory .* exists and is not empty.*",
+        r".*recommended to use `self.log\(.*sync_dist=True.*",  # the values are reduced already
         r".*module\(s\) in eval mode at the start of training.*",  # the average of the weights
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -29,7 +29,8 @@ class Checkpoints(pl.Callback):
 
     Without `every`, `last` is saved at an epoch's end as soon as the previous save would have cost
     at most 1 % of the time since then, so that small models save every epoch and large ones do not
-    wait for the disk. `best` is saved whenever validation accuracy rises above its earlier values.
+    wait for the disk. Whenever validation accuracy rises above its earlier values `last` is saved
+    too, and `best` is the same file.
 
     Args:
         run_dir: the run.
@@ -55,13 +56,9 @@ class Checkpoints(pl.Callback):
         if not (improved or last or due):
             return
         start = time.monotonic()
-        if last or due:
-            self._save(trainer, self.run_dir.last)
+        self._save(trainer, self.run_dir.last)
         if improved:
-            if last or due:
-                self._copy(trainer, self.run_dir.last, self.run_dir.best)
-            else:
-                self._save(trainer, self.run_dir.best)
+            self._copy(trainer, self.run_dir.last, self.run_dir.best)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - start
 

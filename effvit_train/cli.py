@@ -11,13 +11,14 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from effvit_train.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from effvit_train.config import Config
     from effvit_train.runs import RunDir, RunState
 
 COMMANDS = {
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("effvit train ", "effvit ", 1)
         train(arguments)
         return
+    if "=" in command:  # how Lightning starts the other processes of `effvit train trainer=ddp`
+        train(arguments)
+        return
     actions = {"train": train, "cost": cost, "report": report}
     if command not in actions:
         hint = did_you_mean(command, COMMANDS) or "see effvit --help"
@@ -67,12 +71,27 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 def cost(argv: Sequence[str]) -> None:
     """`effvit cost [--json] [overrides]`: prints the card's `cost/*` measures of an untrained model."""
+    if {"-h", "--help"} & set(argv):
+        print(
+            "usage: effvit cost [--json] [group=option ...] [key=value ...]\n\n"
+            "What a model costs on this machine, without training it. A timm model by name, and no data set: at its own\n"
+            "image size. Examples:\n"
+            "  effvit cost model.name=vit_small_patch16_224\n"
+            "  effvit cost model=vit_s dataset=cifar10\n"
+            "  effvit cost model=swin_t dataset=synthetic dataset.image_size=224 dataset.num_classes=1000 dataset.channels=3"
+        )
+        sys.exit(0)
+    if {"-m", "--multirun"} & set(argv):
+        _fail(UserError("effvit cost takes one model at a time", remedy="leave out -m"))
     as_json = "--json" in argv
 
     def task(cfg: DictConfig, overrides: list[str]) -> None:
+        from effvit_train.compose import typed_keys
         from effvit_train.cost_command import print_cost
 
-        print_cost(_load(cfg, overrides), as_json=as_json)
+        typed = typed_keys(overrides)
+        native = "model.name" in typed and not any(key.startswith("dataset") for key in typed)
+        print_cost(_load(cfg, overrides), as_json=as_json, native=native)
 
     arguments = [argument for argument in argv if argument != "--json"]
     _with_hydra(task, [*arguments, "hydra.run.dir=.", "hydra.output_subdir=null"])
@@ -90,24 +109,22 @@ def report(argv: Sequence[str]) -> None:
 
 
 def _report(runs: Sequence[Path], out: Path | None) -> None:
-    import shutil
-
     from rich.console import Console
 
     from effvit_train.card import Card
+    from effvit_train.files import write_text
     from effvit_train.report.baseline import find_baseline
-    from effvit_train.report.html import write_html
+    from effvit_train.report.html import render
     from effvit_train.report.terminal import card_table
-    from effvit_train.runs import RunDir
+    from effvit_train.runs import RunDir, ensure_writable
 
     console = Console()
     cards = [(run, Card.read(RunDir(run).card)) for run in runs]
     for run, card in cards:
         baseline = find_baseline(run, card)
-        page = write_html(run, baseline=baseline)
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            page = Path(shutil.copyfile(page, out / f"{card.run['name']}-{card.run['id']}.html"))
+        page = RunDir(run).html if out is None else out / f"{card.run['name']}-{card.run['id']}.html"
+        ensure_writable(page.parent, key="--out" if out is not None else "RUN_DIR")
+        write_text(page, render(run, baseline=baseline))
         console.print(card_table(card, baseline))
         console.print(f"card: {page}", highlight=False, soft_wrap=True)
 
@@ -122,7 +139,7 @@ def _task(cfg: DictConfig, overrides: list[str]) -> None:
         return
     run_dir = RunDir(Path(HydraConfig.get().runtime.output_dir))
     try:
-        _run(cfg, overrides, run_dir)
+        _run(_load(cfg, overrides), overrides, run_dir)
     except BaseException:
         discard(run_dir.path)
         raise
@@ -134,18 +151,21 @@ def _resume(run_dir: RunDir, overrides: list[str]) -> None:
 
     cfg, first = load_resumed(run_dir, overrides)
     state = RunState.read(run_dir.state) if run_dir.state.exists() else None
-    if state is not None and state.status == "done":
-        config = _load(cfg, first)
-        if state.epochs >= (1 if config.trainer.fast_dev_run else config.trainer.max_epochs):
-            print(f"{run_dir.path} is finished ({state.epochs} epochs): nothing to do\ncard: {run_dir.html}")
-            return
+    config = _load(cfg, first, stored=True)
+    wanted = 1 if config.trainer.fast_dev_run else config.trainer.max_epochs
+    if state is not None and state.status == "done" and state.epochs >= wanted:
+        print(f"{run_dir.path} is finished ({state.epochs} epochs): nothing to do\ncard: {run_dir.html}")
+        return
     if state is not None:
         state.resumes += 1
-    _run(cfg, first, run_dir, state=state, resumed=True)
+    changed = [
+        item for item in overrides if not item.lstrip("+").startswith(("resume=", "hydra", "run_dir="))
+    ]
+    _run(config, [*first, *changed], run_dir, state=state, resumed=True)
 
 
 def _run(
-    cfg: DictConfig,
+    config: Config,
     overrides: list[str],
     run_dir: RunDir,
     *,
@@ -155,9 +175,8 @@ def _run(
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from effvit_train.runs import ensure_writable
+    from effvit_train.runs import ensure_writable, program, write_config
 
-    config = _load(cfg, overrides)
     if (
         HydraConfig.get().mode == RunMode.MULTIRUN
         and config.trainer.devices != 1
@@ -170,38 +189,39 @@ def _run(
     ensure_writable(run_dir.path)
     from effvit_train.job import Interrupted, Job, run_job
 
-    model = config.model.name if "model.name" in _typed(overrides) else _choice("model", overrides)
+    write_config(run_dir, config, overrides)
     try:
-        run_job(Job(config, run_dir, config.name, model, overrides, state=state, resumed=resumed))
+        run_job(
+            Job(
+                config,
+                run_dir,
+                config.name,
+                _model_label(config, overrides),
+                overrides,
+                state=state,
+                resumed=resumed,
+            )
+        )
     except Interrupted:
-        print(f"\ninterrupted; to go on: {_program()} resume={shlex.quote(str(run_dir.path))}")
+        print(f"\ninterrupted; to go on: {program()} resume={shlex.quote(str(run_dir.path))}")
         sys.exit(130)
 
 
-def _load(cfg: DictConfig, overrides: list[str]) -> Any:
+def _load(cfg: DictConfig, overrides: list[str], *, stored: bool = False) -> Config:
     from effvit_train.compose import load
 
-    return load(cfg, overrides, lambda line: print(line))
+    return load(cfg, overrides, print, stored=stored)
 
 
-def _typed(overrides: list[str]) -> set[str]:
-    from effvit_train.compose import typed_keys
-
-    return typed_keys(overrides)
-
-
-def _choice(group: str, overrides: list[str]) -> str:
-    """The option of a group, as the run was first started."""
+def _model_label(config: Config, overrides: list[str]) -> str:
+    """The model as the user named it: the group's option, or a timm name."""
     from hydra.core.hydra_config import HydraConfig
 
-    for override in overrides:
-        if override.startswith(f"{group}="):
-            return override.partition("=")[2]
-    return str(HydraConfig.get().runtime.choices[group])
+    from effvit_train.compose import architecture_replaced, typed_keys
 
-
-def _program() -> str:
-    return "effvit train" if Path(sys.argv[0]).name == "effvit" else "python train.py"
+    if architecture_replaced(config, typed_keys(overrides)):
+        return config.model.name
+    return str(HydraConfig.get().runtime.choices["model"])
 
 
 def _with_hydra(task: Callable[[DictConfig, list[str]], None], arguments: list[str]) -> None:
@@ -318,8 +338,9 @@ def _help() -> str:
 
 def _train_help() -> str:
     from effvit_train.compose import GROUPS, group_options
+    from effvit_train.runs import program as program_name
 
-    program = _program()
+    program = program_name()
     lines = [
         f"usage: {program} [group=option ...] [key=value ...]",
         "",

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from effvit_train.config import Config
 from effvit_train.errors import UserError, did_you_mean
+from effvit_train.models.config import ModelConfig
 from effvit_train.parts import check_composition
 from effvit_train.runs import RunDir
 from effvit_train.techniques import all_parts, techniques
@@ -77,8 +78,10 @@ def typed_keys(overrides: Iterable[str]) -> set[str]:
     return {override.key_or_group for override in parse_overrides(overrides)}
 
 
-def load(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Config:
-    """Turn a composed configuration into validated objects.
+def load(
+    cfg: DictConfig, overrides: list[str], say: Callable[[str], None], *, stored: bool = False
+) -> Config:
+    """Turn a composed configuration into validated objects; `stored`: one that was loaded before.
 
     Raises:
         UserError: an unknown key, an impossible value, a forbidden combination.
@@ -91,7 +94,7 @@ def load(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> C
     typed = typed_keys(overrides)
     _check_compress(cfg, overrides)
     config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
-    if "model.name" in typed:
+    if not stored and architecture_replaced(config, typed):
         _replace_architecture(config, typed)
     _convert_techniques(config)
     for section in (
@@ -102,7 +105,27 @@ def load(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> C
     if config.seed < 0:
         raise UserError("must be at least 0", key="seed", value=config.seed, remedy="e.g. seed=1")
     check_composition(config, all_parts(), typed, say)
+    _absolute_paths(config)
     return config
+
+
+def architecture_replaced(config: Config, typed: set[str]) -> bool:
+    """Whether the model is not the group's own: its name was typed, or set by an experiment."""
+    if "model.name" in typed:
+        return True
+    if not HydraConfig.initialized():
+        return False
+    group = conf_dir() / "model" / f"{HydraConfig.get().runtime.choices.get('model')}.yaml"
+    return group.is_file() and OmegaConf.select(OmegaConf.load(group), "name") != config.model.name
+
+
+def _absolute_paths(config: Config) -> None:
+    """A resume must find the same files from another directory."""
+    for section, key in ((config, "cache_dir"), (config.dataset, "root"), (config.dataset, "labels_csv"),
+                         (config.model, "weights")):  # fmt: skip
+        value = getattr(section, key)
+        if value:
+            setattr(section, key, os.path.abspath(os.path.expanduser(value)))
 
 
 def load_resumed(run_dir: RunDir, overrides: list[str]) -> tuple[DictConfig, list[str]]:
@@ -270,7 +293,8 @@ def _run_name(*, _root_: DictConfig) -> str:
     choices: dict[str, Any] = {}
     if HydraConfig.initialized():
         choices = dict(HydraConfig.get().runtime.choices)
-        if "model.name" in typed_keys(HydraConfig.get().overrides.task):
+        config = Config(model=ModelConfig(name=str(_root_.model.name)))
+        if architecture_replaced(config, typed_keys(HydraConfig.get().overrides.task)):
             choices["model"] = str(_root_.model.name).replace("/", "_")
     techniques_on = "+".join(str(name) for name in _root_.compress) or "plain"
     words = [

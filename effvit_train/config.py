@@ -89,8 +89,8 @@ class TrainerConfig:
         num_threads: threads of CPU kernels per process; null keeps torch's choice.
         deterministic: deterministic kernels on CUDA too.
         check_val_every_n_epoch: epochs between two validations.
-        checkpoint_every: time between two checkpoints such as `5m`; null = every epoch at most
-            every 30 seconds, and at the end.
+        checkpoint_every: time between two checkpoints such as `5m`, at the ends of epochs; null = as
+            often as saving takes at most 1 % of the time. Also at every best epoch and at the end.
         log_every_n_steps: steps between two points of the training curves.
         limit_train_batches: batches per training epoch, null = all.
         limit_val_batches: batches per validation, null = all.
@@ -133,7 +133,7 @@ class TrainerConfig:
         one_of("trainer.accelerator", self.accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
         one_of(
             "trainer.precision", self.precision,
-            ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"),
+            ("auto", "32-true", "bf16-mixed", "16-mixed"),
         )  # fmt: skip
         if self.checkpoint_every is not None:
             seconds(self.checkpoint_every, key="trainer.checkpoint_every")

@@ -12,16 +12,19 @@ from effvit_train.audit.cost import measure_cost
 from effvit_train.card import Card
 from effvit_train.config import Config, DatasetConfig
 from effvit_train.errors import UserError
-from effvit_train.models.factory import resolve
+from effvit_train.models.resolve import check_name, resolve
 from effvit_train.report.terminal import cost_table
 
 # (image size, channels, classes) of the sets that are known without their files
 _KNOWN = {"digits": (8, 1, 10), "fashion_mnist": (28, 1, 10), "cifar10": (32, 3, 10)}
 
 
-def print_cost(config: Config, *, as_json: bool) -> None:
-    """Measure and print `cost/*` of an untrained model; `as_json` prints one JSON object."""
-    channels, height, width, classes = _shape(config)
+def print_cost(config: Config, *, as_json: bool, native: bool = False) -> None:
+    """Measure and print `cost/*` of an untrained model; `as_json` prints one JSON object.
+
+    `native` takes the image size and the classes that timm publishes the model for.
+    """
+    channels, height, width, classes = _native(config.model.name) if native else _shape(config)
     record = resolve(
         config.model,
         input_shape=(channels, height, width),
@@ -44,6 +47,15 @@ def print_cost(config: Config, *, as_json: bool) -> None:
     else:
         card = Card(run={}, model=model, measures=costs, missing=missing, provenance={})
         Console().print(cost_table(card, record.kwargs, conditions))
+
+
+def _native(name: str) -> tuple[int, int, int, int]:
+    import timm
+
+    check_name(name)
+    published = timm.get_pretrained_cfg(name)
+    channels, height, width = published.input_size if published else (3, 224, 224)
+    return channels, height, width, (published.num_classes if published else 0) or 1000
 
 
 def _shape(config: Config) -> tuple[int, int, int, int]:

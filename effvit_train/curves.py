@@ -43,6 +43,7 @@ class Curves(pl.Callback):
         self._rows: list[dict[str, str]] = []
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
+        self._validated = False
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -54,7 +55,7 @@ class Curves(pl.Callback):
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's means."""
-        self._sums, self._steps = {}, 0
+        self._sums, self._steps, self._validated = {}, 0, False
 
     @override
     def on_train_batch_end(
@@ -76,6 +77,7 @@ class Curves(pl.Callback):
         """Start the validation's means."""
         self._accuracy.reset()
         self._loss.reset()
+        self._validated = True
 
     @override
     def on_validation_batch_end(
@@ -103,7 +105,7 @@ class Curves(pl.Callback):
         values |= {
             name: float(trainer.callback_metrics[name])
             for name in ("val/loss", "val/accuracy")
-            if name in trainer.callback_metrics
+            if self._validated and name in trainer.callback_metrics
         }
         if not trainer.is_global_zero:
             return

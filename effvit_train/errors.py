@@ -23,6 +23,11 @@ class UserError(ValueError):
         line = f"{head}{problem}" + (f"; {remedy}" if remedy else "")
         super().__init__(" ".join(line.split()))
 
+    def under(self, prefix: str) -> UserError:
+        """The same error, of a key that stands below `prefix`."""
+        key = None if self.key is None else f"{prefix}.{self.key}"
+        return UserError(self.problem, key=key, value=self.value, remedy=self.remedy)
+
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """`"did you mean 'x'?"` for the nearest allowed word, or `""` when none is near."""

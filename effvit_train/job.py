@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -27,6 +26,7 @@ from effvit_train.card import Card, Measured
 from effvit_train.checkpoints import read_checkpoint
 from effvit_train.config import Config
 from effvit_train.data.info import DataInfo
+from effvit_train.errors import UserError
 from effvit_train.models.factory import save_model
 from effvit_train.predictions import Predictions
 from effvit_train.progress import ProgressBar
@@ -34,7 +34,7 @@ from effvit_train.report.baseline import Baseline, find_baseline
 from effvit_train.report.html import write_html
 from effvit_train.report.terminal import card_table, next_commands
 from effvit_train.report.tracking import Tracker, start
-from effvit_train.runs import RunDir, RunState, machine, versions
+from effvit_train.runs import RunDir, RunState, ensure_writable, machine, versions
 
 
 @dataclass
@@ -87,58 +87,80 @@ def run_job(job: Job) -> Card | None:
     """
     config, run_dir = job.config, job.run_dir
     state = job.state or RunState.new()
-    checkpoint = run_dir.last if job.resumed and run_dir.last.exists() else None
-    if checkpoint is not None:
-        read_checkpoint(checkpoint)  # refuse a damaged or foreign file before anything starts
-    built = build(config, precision=state.precision, train=_teacher_trainer(job), say=job.say)
-    state.precision, state.precision_reason = (
-        built.precision.name,
-        state.precision_reason or built.precision.reason,
-    )
-    state.status = "running"
-    bar = ProgressBar(job.console, job.stage)
+    state.name, state.model, state.status = state.name or job.name, state.model or job.model, "running"
+    job.name, job.model = state.name, state.model
     first = is_first_process()
-    tracker = Tracker(None)
     if first:
         state.write(run_dir.state)
-        tracker = start(
-            config.logger,
-            run_dir=run_dir.path,
-            run_id=state.id,
-            name=job.name,
-            settings=asdict(config),
-            resumed=state.resumes > 0,
-            say=job.say,
-        )
-    _announce(job, built, state)
-    trainer = make_trainer(config, built, run_dir=run_dir, tracker=tracker, bar=bar)
+    tracker = Tracker(None)
+    trainer: pl.Trainer | None = None
     try:
-        _fit(job, built, trainer, state, checkpoint)
+        checkpoint = _checkpoint(job, state)
+        built = build(config, precision=state.precision, train=_teacher_trainer(job), say=job.say)
+        state.precision = built.precision.name
+        state.precision_reason = state.precision_reason or built.precision.reason
+        bar = ProgressBar(job.console, job.stage)
+        trainer = make_trainer(config, built, run_dir=run_dir, tracker=tracker, bar=bar)
+        if first:
+            state.write(run_dir.state)
+            tracker.adopt(
+                start(
+                    config.logger,
+                    run_dir=run_dir.path,
+                    run_id=state.id,
+                    name=job.name,
+                    settings=asdict(config),
+                    resumed=state.resumes > 0,
+                    say=job.say,
+                )
+            )
+        _announce(job, built, state)
+        _fit(built, trainer, state, checkpoint)
         card = _finish(job, built, trainer, state, tracker)
-    except Interrupted:
-        state.status = "interrupted"
+    except BaseException as error:
+        # Lightning turns Ctrl-C into exit code 1
+        stopped = isinstance(error, SystemExit) and trainer is not None and trainer.interrupted
+        interrupted = stopped or isinstance(error, (KeyboardInterrupt, Interrupted))
+        state.status = "interrupted" if interrupted else "failed"
         if first:
-            state.write(run_dir.state)
+            if isinstance(error, UserError) and not job.resumed and checkpoint_free(run_dir):
+                run_dir.state.unlink(missing_ok=True)  # nothing has begun
+            else:
+                state.write(run_dir.state)
         tracker.finish(failed=True)
-        raise
-    except BaseException:
-        state.status = "failed"
-        if first:
-            state.write(run_dir.state)
-        tracker.finish(failed=True)
+        if interrupted:
+            raise Interrupted from None
         raise
     tracker.finish()
     return card
 
 
-def _fit(job: Job, built: Built, trainer: pl.Trainer, state: RunState, checkpoint: Path | None) -> None:
+def checkpoint_free(run_dir: RunDir) -> bool:
+    """Whether no epoch of this run has been saved."""
+    return not run_dir.last.exists()
+
+
+def _checkpoint(job: Job, state: RunState) -> Path | None:
+    """The checkpoint to go on from; refuses a damaged one, and one past the end, before anything starts."""
+    if not job.resumed or checkpoint_free(job.run_dir):
+        return None
+    done = int(read_checkpoint(job.run_dir.last)["epoch"]) + 1
+    if done > job.config.trainer.max_epochs:
+        raise UserError(
+            f"{done} epochs are trained already",
+            key="trainer.max_epochs",
+            value=job.config.trainer.max_epochs,
+            remedy=f"at least {done}",
+        )
+    # the checkpoint replaces what the run started from, which may be gone
+    job.config.model.weights, job.config.model.pretrained = None, False
+    return job.run_dir.last
+
+
+def _fit(built: Built, trainer: pl.Trainer, state: RunState, checkpoint: Path | None) -> None:
     start_time = time.monotonic()
     try:
         trainer.fit(built.module, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:
-        if trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
-            raise Interrupted from None
-        raise
     finally:
         state.train_seconds += time.monotonic() - start_time
         state.epochs = trainer.current_epoch
@@ -166,7 +188,7 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     measured.values["cost/train_seconds"] = round(state.train_seconds, 3)
     measured.missing.pop("cost/train_seconds", None)
     state.status = "done"
-    card = _card(job, built, state, measured, conditions)
+    card = _card(job, built, trainer, state, measured, conditions)
     card.write(run_dir.card)
     state.write(run_dir.state)
     baseline = find_baseline(run_dir.path, card)
@@ -177,7 +199,14 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     return card
 
 
-def _card(job: Job, built: Built, state: RunState, measured: Measured, conditions: dict[str, Any]) -> Card:
+def _card(
+    job: Job,
+    built: Built,
+    trainer: pl.Trainer,
+    state: RunState,
+    measured: Measured,
+    conditions: dict[str, Any],
+) -> Card:
     config, record = job.config, built.record
     info: DataInfo = built.data.info
     return Card.of(
@@ -195,6 +224,10 @@ def _card(job: Job, built: Built, state: RunState, measured: Measured, condition
             "precision": state.precision,
             "precision_reason": state.precision_reason,
             "attention": built.attention,
+            "device": trainer.strategy.root_device.type,
+            "threads": torch.get_num_threads(),
+            "processes": trainer.world_size,
+            "weights": config.model.weights or ("timm" if config.model.pretrained else None),
             "started": state.started,
             "resumes": state.resumes,
             "overrides": job.overrides,
@@ -251,19 +284,17 @@ def _teacher_trainer(job: Job) -> Callable[[Config, str, str], Path]:
         settings.trainer = trainer
         cache = Path(settings.cache_dir) / "teachers"
         run = RunDir(cache / f"{settings.model.name.replace('/', '_')}-{_key(settings, fingerprint)}")
-        cache.mkdir(parents=True, exist_ok=True)
+        ensure_writable(cache, key="cache_dir")
         with FileLock(f"{run.path}.lock"):
             if run.state.exists() and RunState.read(run.state).status == "done" and run.weights.exists():
                 job.say(f"{what}: {settings.model.name}, trained before ({run.path})")
                 return run.path
-            if run.path.exists():  # an earlier attempt that did not end
-                shutil.rmtree(run.path)
+            resumed = run.state.exists() and run.last.exists()  # an earlier attempt that did not end
             job.say(f"{what}: training {settings.model.name} first; kept in {run.path}")
-            run_job(
-                Job(
-                    settings, run, f"{what}-{settings.model.name}", settings.model.name, [], job.console, what
-                )
-            )
+            name = f"{what}-{settings.model.name}"
+            teacher = Job(settings, run, name, settings.model.name, [], job.console, what, resumed=resumed)
+            teacher.state = RunState.read(run.state) if resumed else None
+            run_job(teacher)
         return run.path
 
     return train

@@ -44,6 +44,10 @@ class Predictions(pl.Callback):
 
     def write(self, path: Path) -> None:
         """Write `predictions.npz` atomically."""
-        arrays = {"logits": self.logits.numpy(), "labels": self.labels.numpy(), "index": self.index.numpy()}
+        arrays: dict[str, Any] = {
+            "logits": self.logits.numpy(),
+            "labels": self.labels.numpy(),
+            "index": self.index.numpy(),
+        }
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, **arrays)

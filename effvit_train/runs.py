@@ -8,13 +8,14 @@ import os
 import platform
 import secrets
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from effvit_train.errors import UserError
-from effvit_train.files import read_json, write_json
+from effvit_train.files import read_json, write_json, write_text
 
 PACKAGES = (
     "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf",
@@ -90,6 +91,7 @@ class RunState:
         resumes: how often the run was resumed.
         epochs: epochs trained so far.
         train_seconds: wall-clock seconds in `fit` so far.
+        name, model: the run's name, and the model as the user named it.
         precision: what `trainer.precision=auto` chose.
         precision_reason: why.
     """
@@ -100,6 +102,8 @@ class RunState:
     resumes: int = 0
     epochs: int = 0
     train_seconds: float = 0.0
+    name: str = ""
+    model: str = ""
     precision: str | None = None
     precision_reason: str | None = None
 
@@ -125,7 +129,7 @@ class RunState:
         write_json(path, asdict(self))
 
 
-def ensure_writable(path: Path) -> None:
+def ensure_writable(path: Path, key: str = "run_dir") -> None:
     """`UserError` unless files can be made in the directory `path` (made if needed)."""
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -135,10 +139,18 @@ def ensure_writable(path: Path) -> None:
     except OSError as error:
         raise UserError(
             f"cannot be written ({error.strerror})",
-            key="run_dir",
+            key=key,
             value=path,
             remedy="e.g. run_dir=runs/mine",
         ) from None
+
+
+def write_config(run_dir: RunDir, config: Any, overrides: list[str]) -> None:
+    """Store the configuration as it is in force, and what the user typed: a resume needs no more."""
+    from omegaconf import OmegaConf
+
+    write_text(run_dir.config, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    write_text(run_dir.path / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
 
 
 def discard(path: Path) -> None:
@@ -161,6 +173,11 @@ def discard(path: Path) -> None:
             parent.rmdir()
             continue
         break
+
+
+def program() -> str:
+    """How the user started us: what commands that we print must begin with."""
+    return "effvit train" if Path(sys.argv[0]).name in ("effvit", "effvit.exe") else "python train.py"
 
 
 def versions() -> dict[str, str]:

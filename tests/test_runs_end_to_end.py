@@ -21,6 +21,7 @@ import effvit_train
 from effvit_train import cli, job
 from effvit_train.card import MEASURES, Measured
 from effvit_train.compose import GROUPS, group_options
+from effvit_train.curves import Curves
 from effvit_train.data import known
 
 SHORT_TEACHER = ("compress.distill.trained.max_epochs=1", "compress.distill.trained.min_steps=1")
@@ -142,20 +143,23 @@ def test_the_same_command_gives_the_same_curves_and_weights(tmp_path, monkeypatc
     assert (tmp_path / "a" / "metrics.csv").read_bytes() != (tmp_path / "c" / "metrics.csv").read_bytes()
 
 
+def _stop_at(epoch: int):
+    start = Curves.on_train_epoch_start
+
+    def stop(self, trainer, module):
+        start(self, trainer, module)
+        if trainer.current_epoch == epoch:
+            raise KeyboardInterrupt
+
+    return stop
+
+
 def test_an_interrupted_run_resumes_to_the_same_result(tmp_path, monkeypatch, no_probe, capfd):
     arguments = [*SMALL, "trainer.max_epochs=4", "recipe.mixup=0.5", "recipe.ema=0.9", "logger=none"]
     run_in(tmp_path, monkeypatch, *arguments, f"run_dir={tmp_path / 'whole'}")
 
-    from effvit_train.curves import Curves
-
     write = Curves.on_train_epoch_start
-
-    def interrupt(self, trainer, module):
-        write(self, trainer, module)
-        if trainer.current_epoch == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Curves, "on_train_epoch_start", interrupt)
+    monkeypatch.setattr(Curves, "on_train_epoch_start", _stop_at(2))
     with pytest.raises(SystemExit) as caught:
         run_in(tmp_path, monkeypatch, *arguments, f"run_dir={tmp_path / 'cut'}")
     assert caught.value.code == 130
@@ -175,6 +179,73 @@ def test_an_interrupted_run_resumes_to_the_same_result(tmp_path, monkeypatch, no
     assert (moved / "card.json").read_bytes() == before
     run_in(tmp_path, monkeypatch, f"resume={moved}", "trainer.max_epochs=5")
     assert len(curves(moved)) == 5
+    run_in(tmp_path, monkeypatch, f"resume={moved}")  # the longer training is the run's own now
+    assert "(5 epochs): nothing to do" in capfd.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        run_in(tmp_path, monkeypatch, f"resume={moved}", "recipe.lr=1")
+    assert caught.value.code == 2
+
+
+def test_a_resumed_run_keeps_its_name_and_model_and_finds_its_files_from_elsewhere(
+    tmp_path, monkeypatch, no_probe
+):
+    arguments = [
+        "dataset=synthetic",
+        "dataset.num_samples=64",
+        "model.name=test_vit",
+        "recipe.batch_size=8",
+        "logger=none",
+    ]
+    monkeypatch.setattr(Curves, "on_train_epoch_start", _stop_at(1))
+    with pytest.raises(SystemExit):
+        run_in(
+            tmp_path, monkeypatch, *arguments, "model.patch_size=8", "trainer.max_epochs=2", "run_dir=here"
+        )
+    monkeypatch.undo()
+    monkeypatch.setattr(job, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run_in(elsewhere, monkeypatch, f"resume={tmp_path / 'here'}")
+    card = json.loads((tmp_path / "here" / "card.json").read_text())
+    assert (card["run"]["name"], card["run"]["model"]) == ("synthetic-test_vit-plain", "test_vit")
+    assert card["run"]["overrides"][0] == "dataset=synthetic"
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_model_named_by_an_experiment_replaces_the_groups_arguments(tmp_path, monkeypatch, no_probe):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(
+        "# @package _global_\nmodel:\n  name: test_vit\n  patch_size: 2\n"
+    )
+    run_in(tmp_path, monkeypatch, "--config-dir", str(tmp_path / "mine"), "experiment=own", "trainer.fast_dev_run=true",
+           "logger=none", "model.patch_size=2", "run_dir=run")  # fmt: skip
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert card["run"]["model"] == "test_vit"
+    assert "embed_dim" not in json.loads((tmp_path / "run" / "model.json").read_text())["kwargs"]
+
+
+def test_checkpoints_are_never_older_than_the_best_epoch(tmp_path, monkeypatch, no_probe):
+    run_in(
+        tmp_path,
+        monkeypatch,
+        *SMALL,
+        "trainer.max_epochs=6",
+        "trainer.checkpoint_every=1d",
+        "logger=none",
+        "run_dir=run",
+    )
+    rows = curves(tmp_path / "run")
+    best = max(range(6), key=lambda k: (float(rows[k]["val/accuracy"]), -k))
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == best
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["epoch"] == 5
+
+
+def test_rows_without_a_validation_are_empty_there(tmp_path, monkeypatch, no_probe):
+    run_in(tmp_path, monkeypatch, *SMALL, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2", "logger=none",
+           "run_dir=run")  # fmt: skip
+    assert [bool(row["val/accuracy"]) for row in curves(tmp_path / "run")] == [False, True, False, True]
 
 
 def test_a_sweep_makes_its_runs_and_trains_the_teacher_once(tmp_path, monkeypatch, no_probe, capfd):

@@ -124,10 +124,10 @@ CASES = {
     "no such precision": ("trainer.precision=8", None, "trainer.precision=8", "bf16-mixed"),
     "fp16 on a processor": ("trainer.precision=16-mixed", None, "trainer.precision=16-mixed", "bf16-mixed"),
     "no such timm model": ("model.name=vit_smal_patch16_224", None, "model.name", "did you mean"),
-    "argument the model lacks": ("+model.args.dpeth=3", None, "model.args.dpeth", ""),
+    "argument the model lacks": ("+model.args.dpeth=3", None, "model.args.dpeth", "depth"),
     "patch does not divide": ("model.patch_size=3", None, "model.patch_size=3", "8"),
     "weights and pretrained": ("model.pretrained=true model.weights=x.pt", None, "model.weights=x.pt", "one of the two"),
-    "no such weights file": ("model.weights={set}/none.pt", _empty, "model.weights", ""),
+    "no such weights file": ("model.weights={set}/none.pt", _empty, "model.weights", "none.pt"),
     "weights that are a pickle": ("model.weights={set}", _pickle, "model.weights", "safetensors"),
     "technique not switched on": ("compress.distill.weight=0.5", None, "compress.distill", "add compress=distill"),
     "none with another": ("compress=[none,distill]", None, "compress=none,distill", "leave none out"),
@@ -138,16 +138,16 @@ CASES = {
     "teacher of other classes": ("compress=distill compress.distill.teacher={set}", _run_of_other_classes, "compress.distill.teacher", "cat, dog"),
     "teacher with 1000 classes": ("compress=distill compress.distill.teacher=resnet18", None, "compress.distill.teacher=resnet18", "1000 classes"),
     "no root": ("dataset=image_folder", None, "dataset.root", "directory"),
-    "missing directory": ("dataset=image_folder dataset.root=/nowhere/at/all", None, "dataset.root=/nowhere/at/all", ""),
+    "missing directory": ("dataset=image_folder dataset.root=/nowhere/at/all", None, "dataset.root=/nowhere/at/all", "holds the images"),
     "no images": (FOLDER, _no_images, "dataset.root", "image"),
     "empty class": (FOLDER, _empty_class, "dataset.root", "c"),
     "one class": (FOLDER, _one_class, "dataset.root", "class"),
     "corrupt image": (FOLDER, _corrupt, "0.png", "dataset.on_bad_image=skip"),
     "another number of classes": (f"{FOLDER} dataset.num_classes=7", _folder, "dataset.num_classes=7", "2"),
-    "batch larger than the set": (f"{FOLDER} recipe.batch_size=500", _folder, "recipe.batch_size=500", ""),
-    "no such group column": (f"{FOLDER} dataset.split_group=tile", _folder, "dataset.split_group=tile", ""),
+    "batch larger than the set": (f"{FOLDER} recipe.batch_size=500", _folder, "recipe.batch_size=500", "at most recipe.batch_size=16"),
+    "no such group column": (f"{FOLDER} dataset.split_group=tile", _folder, "dataset.split_group=tile", "no such column"),
     "labels without label": (FOLDER, lambda p: _labels(p, "path,kind", "a/0.png,a"), "labels.csv", "label"),
-    "labels of missing files": (FOLDER, lambda p: _labels(p, "path,label", "a/99.png,a", "b/0.png,b"), "a/99.png", ""),
+    "labels of missing files": (FOLDER, lambda p: _labels(p, "path,label", "a/99.png,a", "b/0.png,b"), "a/99.png", "relative to dataset.root"),
     "wrong checksum": ("dataset=fashion_mnist dataset.root={set}", _idx, "dataset.root", "checksum"),
     "fashion_mnist without files": ("dataset=fashion_mnist dataset.root={set}", _empty, "dataset.root", "dataset.download=true"),
     "no GPU": ("trainer=gpu", None, "trainer.accelerator=gpu", "trainer=cpu"),
@@ -156,6 +156,10 @@ CASES = {
     "resume of another directory": ("resume={set}", _empty, "resume", ".hydra/config.yaml"),
     "resume that changes the model": ("resume={set} model.name=resnet18", _old_run, "model.name=resnet18", "start a new run"),
     "damaged checkpoint": ("resume={set}", _old_run, "resume", "cannot be read"),
+    "argument the optimizer lacks": ("+recipe.opt_args.foo=1", None, "recipe.opt_args", "betas"),
+    "no such strategy": ("trainer.strategy=foo", None, "trainer.strategy=foo", "trainer.strategy=auto"),
+    "teacher's recipe": ("compress=distill compress.distill.trained.recipe.lr=-1", None, "compress.distill.trained.recipe.lr=-1", "positive"),
+    "cache that cannot be written": ("compress=distill cache_dir=/proc/nope", None, "cache_dir=/proc/nope", "cannot be written"),
     "sweep over processes": ("-m seed=1,2 trainer.devices=2", None, "trainer.devices=2", "torchrun"),
 }  # fmt: skip
 
@@ -190,6 +194,7 @@ def test_one_line_exit_2_and_nothing_left_behind(name, tmp_path, in_empty_direct
     assert lines[0].startswith("error: ")
     assert key in lines[0]
     assert remedy in lines[0]
+    assert remedy
     assert "Traceback" not in out + err
     assert list(in_empty_directory.iterdir()) == []
     assert _tree(made) == before

@@ -7,6 +7,7 @@ import shlex
 from effvit_train.card import Card
 from effvit_train.report.baseline import Baseline
 from effvit_train.report.inputs import as_list
+from effvit_train.runs import program
 
 SEEDS = "seed=1,2,3"
 _OF_THIS_RUN_ONLY = ("run_dir", "resume", "hydra")
@@ -14,25 +15,25 @@ _OF_THIS_RUN_ONLY = ("run_dir", "resume", "hydra")
 
 def repeat_command(card: Card) -> str:
     """The command line that trains the same run again, in a directory of its own."""
-    return _line("python train.py", _kept(card))
+    return _line(program(), _kept(card))
 
 
 def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
     """The next commands worth trying, best first: (command, why)."""
     if card.run.get("fast_dev_run"):
         overrides = _kept(card, without=("trainer.fast_dev_run",))
-        return [(_line("python train.py", overrides), "the real run: this one saw a single batch")]
+        return [(_line(program(), overrides), "the real run: this one saw a single batch")]
     run_dir = str(card.run.get("run_dir") or "")
     if card.run.get("status", "done") not in ("done", "running") and run_dir:
         why = f"the run is {card.run['status']}: this continues it from its last checkpoint"
-        return [(_line("python train.py", [f"resume={run_dir}"]), why)]
+        return [(_line(program(), [f"resume={run_dir}"]), why)]
 
     plain = _kept(card, without=("compress",))
     active = as_list(card.run.get("compress"))
     if not active:
         return [
             (
-                _line("python train.py", [*plain, "compress=distill"]),
+                _line(program(), [*plain, "compress=distill"]),
                 "the same model taught by a larger one, trained first and kept for later runs",
             ),
             _seeds(["compress=none,distill"], plain, "how far both differ from one seed to the next"),
@@ -40,7 +41,7 @@ def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
     if baseline.card is None:
         return [
             (
-                _line("python train.py", [*plain, "compress=none"]),
+                _line(program(), [*plain, "compress=none"]),
                 "the same run without compression: the baseline to judge this one by",
             )
         ]
@@ -57,13 +58,13 @@ def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
         found.append(_seeds(["compress=none"], plain, "the baseline's side"))
     other = str(baseline.card.run.get("run_dir") or baseline.run_dir or "")
     if run_dir and other:
-        found.append((_line("effvit report", [run_dir, other]), "both runs side by side"))
+        found.append((_line("effvit report", [run_dir, other]), "both cards again"))
     return found
 
 
 def _seeds(compress: list[str], plain: list[str], why: str) -> tuple[str, str]:
     kept = [item for item in plain if _key(item) != "seed"]
-    return _line("python train.py -m", [*kept, *compress, SEEDS]), why
+    return _line(f"{program()} -m", [*kept, *compress, SEEDS]), why
 
 
 def _kept(card: Card, *, without: tuple[str, ...] = ()) -> list[str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Seconds: a server that is there answers in well under one; W&B itself would wait 100.
 _CONNECT_TIMEOUT = 3.0
 _INIT_TIMEOUT = 8.0
+_FINISH_TIMEOUT = 15.0
 STEP = "trainer/global_step"
 _FRONTIER = (
     "quality/accuracy", "quality/balanced_accuracy", "cost/params", "cost/macs", "cost/latency_ms",
@@ -32,6 +33,10 @@ class Tracker:
 
     def __init__(self, run: Run | None) -> None:
         self._run = run
+
+    def adopt(self, other: Tracker) -> None:
+        """Take over the run of `other`: callbacks hold this tracker before its run is started."""
+        self._run = other._run
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Add a point of the curves at optimizer step `step`."""
@@ -91,6 +96,8 @@ def start(
                 console="off",
                 silent=True,
                 init_timeout=_INIT_TIMEOUT,
+                finish_timeout=_FINISH_TIMEOUT,  # the network may go away during a run; `wandb sync` catches up
+                finish_timeout_raises=False,
                 x_transaction_log_flush_interval=2,  # a kill must not lose more than this
             ),
         )

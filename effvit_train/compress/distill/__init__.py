@@ -6,6 +6,7 @@ Adds one per-sample loss term. This file declares the technique and needs no tor
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Optional
 
@@ -85,8 +86,15 @@ class DistillConfig:
                 value=self.weights,
                 remedy="name its architecture too, e.g. compress.distill.teacher=resnet18",
             )
-        self.trained.model.validate()
-        self.trained.recipe.validate()
+        if self.teacher is not None and os.path.isdir(os.path.expanduser(self.teacher)):
+            self.teacher = os.path.abspath(os.path.expanduser(self.teacher))  # found again on resume
+        if self.weights is not None:
+            self.weights = os.path.abspath(os.path.expanduser(self.weights))
+        try:
+            self.trained.model.validate()
+            self.trained.recipe.validate()
+        except UserError as error:
+            raise error.under("compress.distill.trained") from None
 
 
 PART = Part(

@@ -92,7 +92,11 @@ def _trained_here(config: DistillConfig, context: Context) -> Teacher:
     settings: Config = copy.deepcopy(context.config)
     settings.model, settings.recipe, settings.seed = model, trained.recipe, trained.seed
     settings.trainer.max_epochs = trained.epochs(context.info.counts["train"])
-    run = context.train(settings, "teacher")
+    try:
+        run = context.train(settings, "teacher")
+    except UserError as error:
+        own = (error.key or "").startswith(("model.", "recipe."))
+        raise (error.under("compress.distill.trained") if own else error) from None
     return _from_run(run, "trained here", context)
 
 
@@ -111,11 +115,27 @@ def _from_run(path: Path, source: str, context: Context) -> Teacher:
             key=key, value=path, remedy="train both at one dataset.image_size and dataset.channels",
         )  # fmt: skip
     model = load_model(path)
-    accuracy = Card.read(run.card).measures.get("quality/accuracy") if run.card.exists() else None
-    provenance = {
-        "name": record.name, "source": source, "run_dir": str(path), "accuracy": accuracy, "params": _params(model),
-    }  # fmt: skip
-    return Teacher(model, record.mean, record.std, provenance)
+    card = Card.read(run.card)
+    data = card.provenance.get("dataset") or {}
+    same = data.get("fingerprint") == context.info.fingerprint
+    if not same:
+        context.say(
+            f"teacher: {path} was trained on other data or another split than this run: "
+            "it may have seen images of this test split (named on the card)"
+        )
+    teacher = Teacher(model, record.mean, record.std)
+    teacher.provenance = {
+        "name": record.name,
+        "source": source,
+        "run_dir": str(path),
+        "accuracy": context.test_accuracy(teacher.logits, record.mean, record.std),
+        "params": _params(model),
+        "epochs": card.run.get("epochs"),
+        "fast_dev_run": card.run.get("fast_dev_run"),
+        "data": data.get("fingerprint"),
+        "same_data": same,
+    }
+    return teacher
 
 
 def _from_timm(config: DistillConfig, context: Context) -> Teacher:
@@ -141,9 +161,20 @@ def _from_timm(config: DistillConfig, context: Context) -> Teacher:
     settings = ModelConfig(
         name=config.teacher, pretrained=config.weights is None, weights=config.weights, patch_size=None
     )
-    model, _ = create(
-        settings, input_shape=info.input_shape, classes=info.classes, mean=mean, std=std, say=context.say
-    )
+    lines: list[str] = []
+    try:
+        model, _ = create(
+            settings, input_shape=info.input_shape, classes=info.classes, mean=mean, std=std, say=lines.append
+        )
+    except UserError as error:
+        key = (error.key or "").replace("model.weights", "compress.distill.weights")
+        raise UserError(error.problem, key=key, value=error.value, remedy=error.remedy) from None
+    if any("new head" in line for line in lines):
+        raise UserError(
+            f"knows other classes than the data ({lines[0].partition(': ')[2]}): its head would be random",
+            key="compress.distill.weights", value=config.weights,
+            remedy="give weights that were trained on this data's classes",
+        )  # fmt: skip
     teacher = Teacher(model, mean, std)
     teacher.provenance = {
         "name": config.teacher,
