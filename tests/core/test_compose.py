@@ -51,7 +51,7 @@ def test_tuned_values_follow_the_data_set_and_yield_to_the_user():
 def test_compress_takes_one_or_several():
     assert list(composed().compress) == []
     assert list(composed("compress=none").compress) == []
-    assert composed("compress=distill").compress["distill"].temperature == 4.0
+    assert composed("compress=distill").compress["distill"].temperature == 1.0
     config = composed("compress=[distill]", "compress.distill.temperature=3")
     assert config.compress["distill"].temperature == 3.0
 
