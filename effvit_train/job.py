@@ -27,6 +27,7 @@ from effvit_train.checkpoints import read_checkpoint
 from effvit_train.config import Config
 from effvit_train.data.info import DataInfo
 from effvit_train.errors import UserError
+from effvit_train.files import write_text
 from effvit_train.models.factory import save_model
 from effvit_train.predictions import Predictions
 from effvit_train.progress import ProgressBar
@@ -90,6 +91,7 @@ def run_job(job: Job) -> Card | None:
     state.name, state.model, state.status = state.name or job.name, state.model or job.model, "running"
     job.name, job.model = state.name, state.model
     first = is_first_process()
+    before = run_dir.state.read_text() if run_dir.state.exists() else None
     if first:
         state.write(run_dir.state)
     tracker = Tracker(None)
@@ -97,6 +99,7 @@ def run_job(job: Job) -> Card | None:
     try:
         checkpoint = _checkpoint(job, state)
         built = build(config, precision=state.precision, train=_teacher_trainer(job), say=job.say)
+        _same_data(state, built.data.info)
         state.precision = built.precision.name
         state.precision_reason = state.precision_reason or built.precision.reason
         bar = ProgressBar(job.console, job.stage)
@@ -123,10 +126,12 @@ def run_job(job: Job) -> Card | None:
         interrupted = stopped or isinstance(error, (KeyboardInterrupt, Interrupted))
         state.status = "interrupted" if interrupted else "failed"
         if first:
-            if isinstance(error, UserError) and not job.resumed and checkpoint_free(run_dir):
-                run_dir.state.unlink(missing_ok=True)  # nothing has begun
-            else:
+            if not isinstance(error, UserError):
                 state.write(run_dir.state)
+            elif before is not None:
+                write_text(run_dir.state, before)  # nothing has changed
+            else:
+                run_dir.state.unlink()  # nothing has begun
         tracker.finish(failed=True)
         if interrupted:
             raise Interrupted from None
@@ -155,6 +160,16 @@ def _checkpoint(job: Job, state: RunState) -> Path | None:
     # the checkpoint replaces what the run started from, which may be gone
     job.config.model.weights, job.config.model.pretrained = None, False
     return job.run_dir.last
+
+
+def _same_data(state: RunState, info: DataInfo) -> None:
+    if state.data and state.data != info.fingerprint:
+        raise UserError(
+            f"the data are not those that the run was started on ({info.fingerprint[:20]}, not {state.data[:20]})",
+            key="dataset.root",
+            remedy="give back the same files, or start a new run",
+        )
+    state.data = info.fingerprint
 
 
 def _fit(built: Built, trainer: pl.Trainer, state: RunState, checkpoint: Path | None) -> None:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 # What a part can do, in the words that other parts refuse.
 MIXES_SAMPLES = "mixes samples"
 READS_TRAINING_DATA = "reads the training data"
-CHANGES_ARCHITECTURE = "changes the architecture"
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class RunState:
         epochs: epochs trained so far.
         train_seconds: wall-clock seconds in `fit` so far.
         name, model: the run's name, and the model as the user named it.
+        data: fingerprint of the data set that it is trained on.
         precision: what `trainer.precision=auto` chose.
         precision_reason: why.
     """
@@ -104,6 +105,7 @@ class RunState:
     train_seconds: float = 0.0
     name: str = ""
     model: str = ""
+    data: str = ""
     precision: str | None = None
     precision_reason: str | None = None
 
@@ -195,12 +197,13 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """The processor, cores and system that ran this."""
     return {
-        "processor": _processor(), "cores": os.cpu_count(), "system": platform.system(),
+        "processor": processor(), "cores": os.cpu_count(), "system": platform.system(),
         "architecture": platform.machine(),
     }  # fmt: skip
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -398,3 +398,21 @@ def test_online_without_a_network_ends_with_a_card_and_says_so_once(train_py, tm
     assert (tmp_path / "run" / "card.html").is_file()
     assert (done.stdout + done.stderr).count("logging offline") == 1
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_a_resume_with_other_data_is_refused(tmp_path, monkeypatch, no_probe, capfd):
+    root = tmp_path / "set"
+    arguments = [
+        *data_of("image_folder", root, monkeypatch),
+        "dataset=image_folder",
+        "recipe.batch_size=16",
+        *SMALL,
+    ]
+    run_in(tmp_path, monkeypatch, *arguments, "trainer.max_epochs=1", "logger=none", "run_dir=run")
+    (root / "a" / "0.png").write_bytes((root / "a" / "1.png").read_bytes())
+    with pytest.raises(SystemExit) as caught:
+        run_in(tmp_path, monkeypatch, "resume=run", "trainer.max_epochs=2")
+    assert caught.value.code == 2
+    assert "dataset.root: the data are not those" in capfd.readouterr().err
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["status"] == "done"

@@ -27,6 +27,7 @@ import effvit_train  # noqa: F401  (makes torchvision importable for timm)
 from effvit_train.audit.operations import count_operations
 from effvit_train.models.factory import build, load_weights
 from effvit_train.models.record import ArchitectureRecord
+from effvit_train.runs import processor
 
 MIN_RUNS = 5
 WARMUP_RUNS = 5
@@ -89,7 +90,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "energy_j": None if joules is None else joules / (batch_size * len(batch_times)),
         "conditions": {
             "device": device.type,
-            "processor": _processor(device),
+            "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
             "threads": torch.get_num_threads(),
             "precision": request["precision"],
             "latency_runs": len(times),
@@ -280,18 +281,6 @@ class _Energy:
     def joules(self) -> float | None:
         """Joules since `start`; None without a counter."""
         return self.read() - self.begin if self.read else None
-
-
-def _processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
