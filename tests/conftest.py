@@ -14,6 +14,8 @@ import effvit_train  # noqa: F401  (its import hook must be in place before torc
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ["WANDB_MODE"] = "offline"
+# Tiny models gain nothing from a second thread, and two processes with two threads each lose much.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("WANDB_API_KEY", None)
 
 
