@@ -279,6 +279,7 @@ def _quieten() -> None:
         r".*The number of training batches.*smaller than the logging interval.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Checkpoint directory .* exists and is not empty.*",
+        r".*`broadcast_buffers` is deprecated.*",  # what replaces it is not in older torch
         r".*recommended to use `self.log\(.*sync_dist=True.*",  # the values are reduced already
         r".*module\(s\) in eval mode at the start of training.*",  # the average of the weights
     ):

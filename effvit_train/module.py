@@ -73,6 +73,8 @@ class VisionModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+        if self.ema is not None:
+            self.ema.module.requires_grad_(False)  # or DDP waits for gradients that never come
         self.record, self.recipe, self.seed = record, recipe, seed
         self.terms: list[Term] = [LabelTerm(label_weight), *terms]
         self.pixel_mean: Tensor

@@ -143,7 +143,7 @@ def ensure_writable(path: Path, key: str = "run_dir") -> None:
             f"cannot be written ({error.strerror})",
             key=key,
             value=path,
-            remedy="e.g. run_dir=runs/mine",
+            remedy=f"e.g. {key}=DIR, a directory of yours",
         ) from None
 
 

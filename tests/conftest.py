@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,13 @@ os.environ.pop("WANDB_API_KEY", None)
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EFFVIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own; and what a DDP test leaves behind (LOCAL_RANK, MASTER_PORT) goes with it."""
+    before = dict(os.environ)
+    os.environ["EFFVIT_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture
@@ -31,12 +37,10 @@ def train_py(tmp_path: Path):
     def run(
         *arguments: str, env: dict[str, str] | None = None, timeout: float = 300, cwd: Path | None = None
     ):
-        # a DDP test in this process leaves its rendezvous behind
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_") and "RANK" not in k}
         return subprocess.run(
             [sys.executable, str(ROOT / "train.py"), *arguments],
             cwd=cwd or tmp_path,
-            env={**inherited, **(env or {})},
+            env={**os.environ, **(env or {})},
             capture_output=True,
             text=True,
             timeout=timeout,
