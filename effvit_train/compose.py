@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from effvit_train.config import Config
-from effvit_train.errors import UserError, did_you_mean
+from effvit_train.errors import UserError, did_you_mean, first_line
 from effvit_train.models.config import ModelConfig
 from effvit_train.parts import check_composition
 from effvit_train.runs import RunDir
@@ -151,7 +151,7 @@ def load_resumed(run_dir: RunDir, overrides: list[str]) -> tuple[DictConfig, lis
         first = OmegaConf.load(run_dir.path / ".hydra" / "overrides.yaml")
     except (OSError, OmegaConfBaseException) as error:
         raise UserError(
-            f"its configuration cannot be read ({_first_line(error)})", key="resume", value=run_dir.path,
+            f"its configuration cannot be read ({first_line(error)})", key="resume", value=run_dir.path,
             remedy="resume with the version that started it, or start anew",
         ) from None  # fmt: skip
     for override in parse_overrides(overrides):
@@ -169,7 +169,7 @@ def load_resumed(run_dir: RunDir, overrides: list[str]) -> tuple[DictConfig, lis
         try:
             OmegaConf.update(cfg, key, override.value())
         except OmegaConfBaseException as error:
-            raise UserError(_first_line(error), key=key, value=override.value()) from None
+            raise UserError(first_line(error), key=key, value=override.value()) from None
     assert isinstance(cfg, DictConfig)
     return cfg, [str(item) for item in first]
 
@@ -202,7 +202,7 @@ def explain(error: Exception, overrides: list[str]) -> UserError | None:
     ):  # fmt: skip
         return _unknown_key(str(cause.full_key), overrides)
     if type(error).__module__.startswith(("hydra", "omegaconf")):
-        return UserError(_first_line(error), remedy="see python train.py --help")
+        return UserError(first_line(error), remedy="see python train.py --help")
     return None
 
 
@@ -211,7 +211,7 @@ def _missing_option(error: MissingConfigException) -> UserError:
     group, _, option = name.rpartition("/")
     options = [o for o in (error.options or group_options(group)) if o]
     if not group:
-        return UserError(_first_line(error), remedy="see python train.py --help")
+        return UserError(first_line(error), remedy="see python train.py --help")
     hint = did_you_mean(option, options)
     return UserError(f"must be one of {', '.join(options) or '(none)'}", key=group, value=option, remedy=hint)
 
@@ -309,7 +309,3 @@ def _user_cache() -> str:
     import platformdirs
 
     return os.environ.get("EFFVIT_CACHE") or platformdirs.user_cache_dir("effvit_train")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -29,6 +29,11 @@ class UserError(ValueError):
         return UserError(self.problem, key=key, value=self.value, remedy=self.remedy)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """`"did you mean 'x'?"` for the nearest allowed word, or `""` when none is near."""
     near = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)

@@ -28,7 +28,7 @@ from effvit_train.config import Config
 from effvit_train.data.info import DataInfo
 from effvit_train.errors import UserError
 from effvit_train.files import write_text
-from effvit_train.models.factory import save_model
+from effvit_train.models.factory import count_parameters, save_model
 from effvit_train.predictions import Predictions
 from effvit_train.progress import ProgressBar
 from effvit_train.report.baseline import Baseline, find_baseline
@@ -252,7 +252,7 @@ def _card(
             "name": record.name,
             "input_shape": list(record.input_shape),
             "num_classes": len(record.classes),
-            "params": sum(parameter.numel() for parameter in built.module.shipped.parameters()),
+            "params": count_parameters(built.module.shipped),
         },
         measured=measured,
         provenance={
@@ -267,7 +267,7 @@ def _card(
 
 def _announce(job: Job, built: Built, state: RunState) -> None:
     info, counts = built.data.info, built.data.info.counts
-    params = sum(parameter.numel() for parameter in built.module.model.parameters())
+    params = count_parameters(built.module.model)
     channels, height, width = info.input_shape
     job.say(
         f"{job.stage}: {job.model} ({params / 1e6:.2f} M parameters, {state.precision}: {state.precision_reason}) on "

@@ -98,6 +98,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def embed_width(model: nn.Module) -> int:
     """Width of the final features: a plain ViT's embedding, a pyramid's last stage."""
     width = getattr(model, "num_features", None) or getattr(model, "embed_dim", None)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from effvit_train.card import MEASURES, Card
 from effvit_train.config import LoggerConfig
+from effvit_train.errors import first_line
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -107,7 +108,7 @@ def start(
         try:
             run = init("online")
         except (wandb.Error, OSError, TimeoutError) as error:
-            say(f"W&B: logging offline (no answer from the server: {_first_line(error)})")
+            say(f"W&B: logging offline (no answer from the server: {first_line(error)[:120]})")
             run = init("offline")
     else:
         run = init("offline")
@@ -158,7 +159,3 @@ def _reachable(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -16,7 +16,7 @@ from effvit_train.compress.distill import DistillConfig
 from effvit_train.config import Config
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.models.config import ModelConfig
-from effvit_train.models.factory import create, embed_width, load_model
+from effvit_train.models.factory import count_parameters, create, embed_width, load_model
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.parts import Context
 from effvit_train.precision import choose_precision
@@ -129,7 +129,7 @@ def _from_run(path: Path, source: str, context: Context) -> Teacher:
         "source": source,
         "run_dir": str(path),
         "accuracy": context.test_accuracy(teacher.logits, record.mean, record.std),
-        "params": _params(model),
+        "params": count_parameters(model),
         "epochs": card.run.get("epochs"),
         "fast_dev_run": card.run.get("fast_dev_run"),
         "data": data.get("fingerprint"),
@@ -181,13 +181,9 @@ def _from_timm(config: DistillConfig, context: Context) -> Teacher:
         "source": "file" if config.weights else "timm",
         "run_dir": None,
         "accuracy": context.test_accuracy(teacher.logits, mean, std),
-        "params": _params(model),
+        "params": count_parameters(model),
     }
     return teacher
-
-
-def _params(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _list(names: tuple[str, ...]) -> str:
