@@ -17,7 +17,8 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from effvit_train.checkpoints import Checkpoints
+from effvit_train.checkpoint_file import Found
+from effvit_train.checkpoints import CheckpointIO, Checkpoints
 from effvit_train.config import Config
 from effvit_train.curves import Curves
 from effvit_train.data.datamodule import Augment, DataModule
@@ -31,6 +32,7 @@ from effvit_train.parts import Attachment, Context
 from effvit_train.precision import Precision, choose_precision
 from effvit_train.report.tracking import Tracker
 from effvit_train.runs import RunDir
+from effvit_train.signals import Stop
 from effvit_train.techniques import techniques
 
 
@@ -130,19 +132,46 @@ def build(
 
 
 def make_trainer(
-    config: Config, built: Built, *, run_dir: RunDir, tracker: Tracker, bar: pl.Callback | None
+    config: Config,
+    built: Built,
+    *,
+    run_dir: RunDir,
+    tracker: Tracker,
+    bar: pl.Callback | None,
+    stop: Stop | None = None,
+    found: Found | None = None,
+    saved: Callable[[int], None] = lambda epochs: None,
+    say: Callable[[str], None] = print,
 ) -> pl.Trainer:
-    """Lightning's Trainer with our callbacks: techniques first, then curves, checkpoints, bar."""
+    """Lightning's Trainer with our callbacks: techniques first, then curves, checkpoints, bar.
+
+    Args:
+        config: a validated configuration.
+        built: what `build` made of it.
+        run_dir: where the files go.
+        tracker: takes the curves.
+        bar: shows the progress.
+        stop: says when to stop.
+        found: the checkpoint to go on from.
+        saved: called after each save with the number of finished epochs.
+        say: prints one line.
+    """
     _quieten()
     settings = config.trainer
+    io = CheckpointIO(run_dir, found)
+    every = settings.checkpoint_every
     callbacks: list[pl.Callback] = [
         *built.callbacks,
-        Curves(run_dir.metrics, len(built.record.classes), tracker.log, settings.log_every_n_steps),
+        Curves(run_dir.metrics, len(built.record.classes), tracker.log, settings.log_every_n_steps, say),
         Checkpoints(
             run_dir,
-            seconds(settings.checkpoint_every, key="trainer.checkpoint_every")
-            if settings.checkpoint_every
-            else None,
+            io,
+            stop or Stop(),
+            say=say,
+            batch_size=config.recipe.batch_size,
+            every=seconds(every, key="trainer.checkpoint_every") if every else None,
+            found=found,
+            saved=saved,
         ),
     ]
     if bar is not None and settings.progress_bar:
@@ -165,6 +194,7 @@ def make_trainer(
         deterministic=settings.deterministic if torch.cuda.is_available() else None,
         default_root_dir=run_dir.path,
         callbacks=callbacks,
+        plugins=[io],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -279,6 +309,7 @@ def _quieten() -> None:
         r".*The number of training batches.*smaller than the logging interval.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
         r".*Checkpoint directory .* exists and is not empty.*",
+        r".*resuming from a checkpoint that ended before the epoch ended.*",  # our sampler starts there
         r".*`broadcast_buffers` is deprecated.*",  # what replaces it is not in older torch
         r".*recommended to use `self.log\(.*sync_dist=True.*",  # the values are reduced already
         r".*module\(s\) in eval mode at the start of training.*",  # the average of the weights

@@ -1,7 +1,8 @@
-"""Checkpoints at the ends of epochs: `last.ckpt` to resume from, `best.ckpt` to look back at.
+"""When a run is saved, and where in the training it stands: `last.ckpt`, the one before, and the best.
 
-All randomness is keyed by (seed, epoch, step), so that an epoch-end checkpoint and the seed repeat
-the rest of the run; no generator state is stored.
+All randomness is keyed by (seed, epoch, step, sample), so that the weights, the optimizer, the
+callbacks' state and the position (epochs and batches done) repeat the rest of the run: no
+generator's state is stored.
 """
 
 from __future__ import annotations
@@ -9,39 +10,155 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from typing_extensions import override
 
-from effvit_train.errors import UserError
+from effvit_train import checkpoint_file
+from effvit_train.checkpoint_file import Found
 from effvit_train.files import atomic_path
 from effvit_train.runs import RunDir
+from effvit_train.signals import TOLD, Stop
 
+_BYTES_PER_SECOND = 5e8  # a guess at the cost of the first save; the later ones are measured
 # Saving may take this share of the time since the last save, when no interval is given.
 _SHARE = 0.01
+_RETRY = 60.0  # seconds after a save that failed: a full disk does not empty itself between two steps
 
 
-class Checkpoints(pl.Callback):
-    """Saves after the epoch's row of curves is written.
+class CheckpointIO(TorchCheckpointIO):
+    """Lightning's reading and writing of checkpoints, in our file format (see `checkpoint_file`).
 
-    Without `every`, `last` is saved at an epoch's end as soon as the previous save would have cost
-    at most 1 % of the time since then, so that small models save every epoch and large ones do not
-    wait for the disk. Whenever validation accuracy rises above its earlier values `last` is saved
-    too, and `best` is the same file.
+    A file that cannot be written is an event, not an error: the other processes wait for this one.
 
     Args:
         run_dir: the run.
-        every: seconds between two saves of `last`, or None.
+        found: the checkpoint that is to be loaded, read already.
     """
 
-    def __init__(self, run_dir: RunDir, every: float | None = None) -> None:
-        self.run_dir, self.every = run_dir, every
+    def __init__(self, run_dir: RunDir, found: Found | None = None) -> None:
+        self._run_dir, self._found = run_dir, found
+        self.error: OSError | None = None
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the checkpoint, or note in `error` why it could not be written."""
+        self.error = None
+        try:
+            checkpoint_file.write(checkpoint, Path(path), self._run_dir.previous)
+        except OSError as error:
+            self.error = error
+
+    @override
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The checkpoint on the CPU, checked."""
+        found, self._found = self._found, None
+        return found.content if found is not None else checkpoint_file.read(Path(path))
+
+
+class Checkpoints(pl.Callback):
+    """Saves between batches and after an epoch's row of curves is written; stops the run when asked to.
+
+    `last` is saved as soon as `every` seconds have passed; without `every`, as soon as the previous
+    save would have cost at most 1 % of the time since then. It is saved too at the end, before the
+    run is stopped, and whenever validation accuracy rises above its earlier values: then `best` is
+    the same file. Between the last batch of an epoch and the end of its validation only a stop saves.
+
+    Args:
+        run_dir: the run.
+        io: writes the files.
+        stop: says when a signal arrived.
+        say: prints one line.
+        batch_size: images per step and process.
+        every: seconds between two saves of `last`, or None.
+        found: the checkpoint to go on from.
+        saved: called after each save with the number of finished epochs.
+    """
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        io: CheckpointIO,
+        stop: Stop,
+        *,
+        say: Callable[[str], None],
+        batch_size: int,
+        every: float | None = None,
+        found: Found | None = None,
+        saved: Callable[[int], None] = lambda epochs: None,
+    ) -> None:
+        self.run_dir, self.every, self.batch_size = run_dir, every, batch_size
         self.best_accuracy = -1.0
-        self._cost = 0.0
-        self._saved_at = time.monotonic()
+        self._io, self._stop, self._say, self._saved = io, stop, say, saved
+        self._position = dict(found.content["position"]) if found is not None else None
+        self._good_step: int | None = self._position["step"] if self._position else None
+        self._due_at = 0.0
+        self._common_batches = 0
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the signals back from Lightning, which has just put its own handlers there."""
+        self._stop.listen()
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Translate the position to this number of processes and this batch size of theirs."""
+        position = checkpoint["position"]
+        now = self.batch_size * trainer.world_size
+        if position["batches"] and position["images_per_step"] != now:
+            position["batches"] = position["batches"] * position["images_per_step"] // now
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+            progress |= dict.fromkeys(progress, position["batches"])
+        self._position = position
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the first epoch where the checkpoint left it."""
+        if self._position and self._position["batches"]:
+            sampler = trainer.train_dataloader.sampler  # type: ignore[union-attr]
+            sampler.set_start(self._position["epochs"], self._position["batches"])
+        wait = self.every or _state_bytes(pl_module) / _BYTES_PER_SECOND / _SHARE
+        self._due_at = time.monotonic() + wait
+        self._stop.defer(True)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save what is due; after the epoch's last batch only when the run is to stop."""
+        last = batch_idx + 1 == trainer.num_training_batches
+        due = not last and trainer.is_global_zero and time.monotonic() >= self._due_at
+        if _any(trainer, due or self._stop.requested is not None):
+            stop = _any(trainer, self._stop.requested is not None)
+            if stop or not last:
+                self._save(trainer, batches=batch_idx + 1)
+            if stop:
+                self._end(trainer)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Agree on how many batches every process has: beyond them none can wait for the others."""
+        batches = torch.tensor(float(sum(trainer.num_val_batches)), device=pl_module.device)
+        self._common_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))
+
+    @override
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Give up the validation when the run is to stop; it is run again from its start."""
+        if batch_idx < self._common_batches and _any(trainer, self._stop.requested is not None):
+            self._save(trainer, batches=int(trainer.num_training_batches))
+            self._end(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -52,15 +169,23 @@ class Checkpoints(pl.Callback):
             assert accuracy is not None
             self.best_accuracy = float(accuracy)
         last = trainer.current_epoch + 1 == trainer.max_epochs
-        due = bool(trainer.strategy.broadcast(self._due()))
-        if not (improved or last or due):
-            return
-        start = time.monotonic()
-        self._save(trainer, self.run_dir.last)
-        if improved:
-            self._copy(trainer, self.run_dir.last, self.run_dir.best)
-        self._saved_at = time.monotonic()
-        self._cost = self._saved_at - start
+        due = trainer.is_global_zero and time.monotonic() >= self._due_at
+        if _any(trainer, improved or last or due or self._stop.requested is not None):
+            self._save(trainer, batches=0, improved=improved)
+            if _any(trainer, self._stop.requested is not None):
+                self._end(trainer)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on there is nothing to save: a signal ends the work at once."""
+        self._stop.defer(False)
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """The same after an error."""
+        self._stop.defer(False)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -72,49 +197,86 @@ class Checkpoints(pl.Callback):
         """Take over the best validation accuracy so far."""
         self.best_accuracy = float(state_dict["best_accuracy"])
 
-    def _due(self) -> bool:
-        elapsed = time.monotonic() - self._saved_at
-        return elapsed >= self.every if self.every is not None else self._cost <= _SHARE * elapsed
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the position into the checkpoint, and make Lightning's own agree with it."""
+        assert self._position is not None
+        checkpoint["position"] = dict(self._position)
+        if self._position["batches"]:
+            ended = self._position["batches"] == trainer.num_training_batches
+            _between_batches(checkpoint["loops"]["fit_loop"], ended)
 
-    def _save(self, trainer: pl.Trainer, path: Path) -> None:
-        if trainer.world_size > 1 and not trainer.is_global_zero:
-            trainer.save_checkpoint(path)  # takes part in the collective; rank 0 writes
-            return
-        with atomic_path(path) as temporary:
-            trainer.save_checkpoint(temporary)
-
-    def _copy(self, trainer: pl.Trainer, source: Path, target: Path) -> None:
+    def _save(self, trainer: pl.Trainer, *, batches: int, improved: bool = False) -> None:
+        start = time.monotonic()
+        epochs = trainer.current_epoch + (0 if batches else 1)
+        self._position = {
+            "epochs": epochs,
+            "batches": batches,
+            "step": trainer.global_step,
+            "images_per_step": self.batch_size * trainer.world_size,
+        }
+        trainer.save_checkpoint(self.run_dir.last)
         if not trainer.is_global_zero:
             return
-        with atomic_path(target) as temporary:
-            temporary.unlink()
-            try:
-                os.link(source, temporary)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(source, temporary)
+        error = self._io.error
+        if error is None:
+            self._good_step = trainer.global_step
+            if improved:
+                error = self._copy_to_best()
+            self._saved(epochs)
+        end = time.monotonic()
+        if self.every is not None:
+            self._due_at = start + self.every
+        else:
+            self._due_at = end + (end - start) / _SHARE
+        if error is not None:
+            self._due_at = end + _RETRY
+            kept = "there is none yet" if self._good_step is None else f"step {self._good_step}'s is kept"
+            self._say(
+                f"checkpoint of step {trainer.global_step} not written ({error.strerror}): {kept}; "
+                f"training goes on, next attempt in {_RETRY:.0f} s"
+            )
+
+    def _copy_to_best(self) -> OSError | None:
+        try:
+            with atomic_path(self.run_dir.best) as temporary:
+                temporary.unlink()
+                try:
+                    os.link(self.run_dir.last, temporary)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(self.run_dir.last, temporary)
+        except OSError as error:
+            return error
+        return None
+
+    def _end(self, trainer: pl.Trainer) -> None:
+        trainer.strategy.barrier()
+        self._stop.defer(False)
+        self._stop.requested = self._stop.requested or TOLD
+        self._stop.check()
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without ever unpickling code.
+def _any(trainer: pl.Trainer, flag: bool) -> bool:
+    """Whether the flag is set on any process."""
+    return flag if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(flag, all=False)
 
-    Raises:
-        UserError: there is none, or it is not a checkpoint of ours.
+
+def _state_bytes(module: pl.LightningModule) -> int:
+    """About the size of a checkpoint: the weights, and two moments for each that is trained."""
+    return sum(tensor.numel() * (12 if tensor.requires_grad else 4) for tensor in module.parameters())
+
+
+def _between_batches(loops: dict[str, Any], epoch_ended: bool) -> None:
+    """Make Lightning's progress say that a batch is done: its hook comes before its own count.
+
+    After the last batch it must also say that the validation is still to be run, as if it had been
+    left in its middle.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(
-            f"no checkpoint at {path}", key="resume", remedy="give a run directory that has one"
-        ) from None
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{path} cannot be read ({reason})",
-            key="resume",
-            remedy="copy checkpoints/best.ckpt over it, or start anew",
-        ) from None
-    if not isinstance(checkpoint, dict) or "architecture" not in checkpoint or "state_dict" not in checkpoint:
-        raise UserError(
-            f"{path} is not a checkpoint of effvit_train", key="resume", remedy="give another run"
-        )
-    return checkpoint
+    for progress in (loops["epoch_loop.batch_progress"][scope] for scope in ("total", "current")):
+        progress["completed"] = progress["processed"]
+    if epoch_ended:
+        validation = loops["epoch_loop.val_loop.batch_progress"]
+        validation["current"] |= dict.fromkeys(validation["current"], 0)
+        validation["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}

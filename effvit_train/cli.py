@@ -1,4 +1,4 @@
-"""The command line: `python train.py ...` and `effvit train|cost|report ...`.
+"""The command line: `python train.py ...` and `effvit train|cost|report|runs ...`.
 
 Imports late: `--help` and a wrong override answer before torch is loaded.
 """
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from effvit_train.config import Config
-    from effvit_train.runs import RunDir, RunState
+    from effvit_train.runs import RunDir
 
 COMMANDS = {
     "train": "train a model and write its card (the same as python train.py)",
     "cost": "what any model would cost on this machine, without training it [--json]",
     "report": "render the cards of finished runs again [--out DIR]",
+    "runs": "the runs below a directory: status, epochs, accuracy, age, how to resume [--json]",
 }
 EXAMPLES = (
     ("python train.py", "a small ViT on the digits, to a card, in about two minutes"),
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "=" in command:  # how Lightning starts the other processes of `effvit train trainer=ddp`
         train(arguments)
         return
-    actions = {"train": train, "cost": cost, "report": report}
+    actions = {"train": train, "cost": cost, "report": report, "runs": runs}
     if command not in actions:
         hint = did_you_mean(command, COMMANDS) or "see effvit --help"
         _fail(UserError(f"unknown command '{command}' (there are {', '.join(COMMANDS)})", remedy=hint))
@@ -129,6 +130,13 @@ def _report(runs: Sequence[Path], out: Path | None) -> None:
         console.print(f"card: {page}", highlight=False, soft_wrap=True)
 
 
+def runs(argv: Sequence[str]) -> None:
+    """`effvit runs [DIR ...] [--status STATUS] [--json]`: the runs below a directory."""
+    from effvit_train import runs_command
+
+    _guarded(lambda: runs_command.runs(argv), [])
+
+
 def _task(cfg: DictConfig, overrides: list[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
 
@@ -150,32 +158,24 @@ def _resume(run_dir: RunDir, overrides: list[str]) -> None:
     from effvit_train.runs import RunState
 
     cfg, first = load_resumed(run_dir, overrides)
-    state = RunState.read(run_dir.state) if run_dir.state.exists() else None
     config = _load(cfg, first, stored=True)
     wanted = 1 if config.trainer.fast_dev_run else config.trainer.max_epochs
+    state = RunState.read(run_dir.state) if run_dir.state.exists() else None
     if state is not None and state.status == "done" and state.epochs >= wanted:
         print(f"{run_dir.path} is finished ({state.epochs} epochs): nothing to do\ncard: {run_dir.html}")
         return
-    if state is not None:
-        state.resumes += 1
     changed = [
         item for item in overrides if not item.lstrip("+").startswith(("resume=", "hydra", "run_dir="))
     ]
-    _run(config, [*first, *changed], run_dir, state=state, resumed=True)
+    _run(config, [*first, *changed], run_dir, resumed=True)
 
 
-def _run(
-    config: Config,
-    overrides: list[str],
-    run_dir: RunDir,
-    *,
-    state: RunState | None = None,
-    resumed: bool = False,
-) -> None:
+def _run(config: Config, overrides: list[str], run_dir: RunDir, *, resumed: bool = False) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from effvit_train.runs import ensure_writable, program, write_config
+    from effvit_train.files import FULL
+    from effvit_train.runs import ensure_writable, program
 
     if (
         HydraConfig.get().mode == RunMode.MULTIRUN
@@ -187,24 +187,22 @@ def _run(
             remedy="use one device per job, or launch each run with torchrun or srun",
         )  # fmt: skip
     ensure_writable(run_dir.path)
-    from effvit_train.job import Interrupted, Job, run_job
+    from effvit_train.job import Job, run_job
+    from effvit_train.signals import Interrupted
 
-    write_config(run_dir, config, overrides)
+    model = _model_label(config, overrides)
+    to_go_on = f"{program()} resume={shlex.quote(str(run_dir.path))}"
     try:
-        run_job(
-            Job(
-                config,
-                run_dir,
-                config.name,
-                _model_label(config, overrides),
-                overrides,
-                state=state,
-                resumed=resumed,
-            )
-        )
+        run_job(Job(config, run_dir, config.name, model, overrides, resumed=resumed))
     except Interrupted:
-        print(f"\ninterrupted; to go on: {program()} resume={shlex.quote(str(run_dir.path))}")
+        print(f"\ninterrupted; to go on: {to_go_on}")
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in FULL or error.filename is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        remedy = f"make room, then: {to_go_on}"
+        print(f"error: {error.filename} could not be written ({error.strerror}); {remedy}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _load(cfg: DictConfig, overrides: list[str], *, stored: bool = False) -> Config:

@@ -89,8 +89,8 @@ class TrainerConfig:
         num_threads: threads of CPU kernels per process; null keeps torch's choice.
         deterministic: deterministic kernels on CUDA too.
         check_val_every_n_epoch: epochs between two validations.
-        checkpoint_every: time between two checkpoints such as `5m`, at the ends of epochs; null = as
-            often as saving takes at most 1 % of the time. Also at every best epoch and at the end.
+        checkpoint_every: time between two checkpoints such as `5m`; null = as often as saving takes at
+            most 1 % of the time. Also at every best epoch, at the end and when a signal stops the run.
         log_every_n_steps: steps between two points of the training curves.
         limit_train_batches: batches per training epoch, null = all.
         limit_val_batches: batches per validation, null = all.

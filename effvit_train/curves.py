@@ -22,20 +22,26 @@ from effvit_train.files import write_text
 class Curves(pl.Callback):
     """Writes one row per epoch: the mean of each loss term, and the validation's loss and accuracy.
 
-    The file holds no wall-clock columns. It is rewritten whole and atomically; after a resume the
-    rows of epochs that are trained again are dropped.
+    The file holds no wall-clock columns. It is rewritten whole and atomically. Rows and the sums of the
+    epoch under way travel in the checkpoint: after a resume the file is what the checkpoint knows.
 
     Args:
         path: `metrics.csv`.
         classes: number of classes.
         log: receives (values, step), for W&B.
         every: optimizer steps between two points within an epoch.
+        say: prints one line.
     """
 
     def __init__(
-        self, path: Path, classes: int, log: Callable[[Mapping[str, float], int], None], every: int
+        self,
+        path: Path,
+        classes: int,
+        log: Callable[[Mapping[str, float], int], None],
+        every: int,
+        say: Callable[[str], None] = print,
     ) -> None:
-        self.path, self.every = path, every
+        self.path, self.every, self._say = path, every, say
         # not `self.log`: Lightning puts the module's own `log` there
         self._publish = log
         self._accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
@@ -46,11 +52,34 @@ class Curves(pl.Callback):
         self._validated = False
 
     @override
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the rows of the epochs that stay trained (the loops' state is restored by now)."""
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring the file to where the checkpoint stands."""
         self._accuracy, self._loss = self._accuracy.to(pl_module.device), self._loss.to(pl_module.device)
-        done = trainer.current_epoch
-        self._rows = [row for row in read_rows(self.path) if int(row["epoch"]) <= done]
+        self._sums = {name: value.to(pl_module.device) for name, value in self._sums.items()}
+        if trainer.is_global_zero and self._rows:
+            self._write()
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Rows, and the sums of every process."""
+        sums = torch.stack(list(self._sums.values()))
+        every = trainer.strategy.all_gather(sums).reshape(trainer.world_size, -1).cpu()
+        checkpoint["curves"] = {
+            "rows": self._rows, "terms": list(self._sums), "sums": every, "steps": self._steps,
+        }  # fmt: skip
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take over the rows and this process's sums (their mean where the number of processes changed)."""
+        found = checkpoint["curves"]
+        self._rows, self._steps = [dict(row) for row in found["rows"]], int(found["steps"])
+        sums = found["sums"]
+        mine = sums[trainer.global_rank] if len(sums) == trainer.world_size else sums.mean(dim=0)
+        self._sums = dict(zip(found["terms"], mine.clone(), strict=True))
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -113,16 +142,14 @@ class Curves(pl.Callback):
         row = {"epoch": str(epoch), "step": str(trainer.global_step), "lr": f"{_learning_rate(trainer):.6g}"}
         row |= {name: f"{value:.6g}" for name, value in values.items()}
         self._rows.append(row)
-        write_rows(self.path, self._rows)
+        self._write()
         self._publish({**values, "epoch": epoch}, trainer.global_step)
 
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a `metrics.csv`; none where there is no file."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    def _write(self) -> None:
+        try:
+            write_rows(self.path, self._rows)
+        except OSError as error:  # the rows are kept, and written with the next one
+            self._say(f"{self.path.name} not written ({error.strerror}); training goes on")
 
 
 def write_rows(path: Path, rows: list[dict[str, str]]) -> None:

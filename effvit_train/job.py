@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -23,11 +24,12 @@ from effvit_train.audit.cost import measure_cost
 from effvit_train.audit.quality import measure_quality
 from effvit_train.build import Built, build, make_trainer
 from effvit_train.card import Card, Measured
-from effvit_train.checkpoints import read_checkpoint
+from effvit_train.checkpoint_file import Found, find
 from effvit_train.config import Config
 from effvit_train.data.info import DataInfo
 from effvit_train.errors import UserError
-from effvit_train.files import write_text
+from effvit_train.files import remove_temporaries, write_text
+from effvit_train.lock import RunLock
 from effvit_train.models.factory import count_parameters, save_model
 from effvit_train.predictions import Predictions
 from effvit_train.progress import ProgressBar
@@ -35,7 +37,16 @@ from effvit_train.report.baseline import Baseline, find_baseline
 from effvit_train.report.html import write_html
 from effvit_train.report.terminal import card_table, next_commands
 from effvit_train.report.tracking import Tracker, start
-from effvit_train.runs import RunDir, RunState, ensure_writable, machine, versions
+from effvit_train.runs import (
+    RunDir,
+    RunState,
+    ensure_writable,
+    environment,
+    machine,
+    versions,
+    write_config,
+)
+from effvit_train.signals import Interrupted, Stop
 
 
 @dataclass
@@ -50,8 +61,8 @@ class Job:
         overrides: what the user typed.
         console: where to print.
         stage: word in the progress bar.
-        state: of an earlier start of this run, or None.
-        resumed: go on from the last checkpoint, if there is one.
+        resumed: the directory holds this run: go on from its last good checkpoint, if there is one.
+        stop: listens for signals.
     """
 
     config: Config
@@ -61,8 +72,8 @@ class Job:
     overrides: list[str] = field(default_factory=list)
     console: Console = field(default_factory=Console)
     stage: str = "train"
-    state: RunState | None = None
     resumed: bool = False
+    stop: Stop = field(default_factory=Stop)
 
     def say(self, line: str) -> None:
         """Print one line, on the first process only."""
@@ -75,36 +86,56 @@ def is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
-class Interrupted(Exception):
-    """The user stopped the run; it can be resumed."""
-
-
 def run_job(job: Job) -> Card | None:
     """Train, measure and write the card. Returns None on processes other than the first.
 
     Raises:
-        UserError: before anything is trained: the input is at fault.
-        Interrupted: stopped by the user; state.json says so.
+        UserError: before anything is trained: the input is at fault, or another process has the run.
+        Interrupted: stopped by a signal; state.json says so.
+        OSError: at the end, with the name of the file that could not be written.
     """
-    config, run_dir = job.config, job.run_dir
-    state = job.state or RunState.new()
-    state.name, state.model, state.status = state.name or job.name, state.model or job.model, "running"
-    job.name, job.model = state.name, state.model
-    first = is_first_process()
+    with job.stop:
+        if not is_first_process():
+            return _run(job)
+        job.run_dir.path.mkdir(parents=True, exist_ok=True)
+        with RunLock(job.run_dir.path, job.say):
+            remove_temporaries(job.run_dir.path)
+            remove_temporaries(job.run_dir.last.parent)
+            return _run(job)
+
+
+def _run(job: Job) -> Card | None:
+    config, run_dir, first = job.config, job.run_dir, is_first_process()
     before = run_dir.state.read_text() if run_dir.state.exists() else None
+    state = _state(job, before is not None)
+    job.name, job.model = state.name, state.model
     if first:
         state.write(run_dir.state)
+    if first and not job.resumed:
+        write_config(run_dir, config, job.overrides)
     tracker = Tracker(None)
-    trainer: pl.Trainer | None = None
+    clock = _Clock(state.train_seconds)
+
+    def saved(epochs: int) -> None:
+        state.epochs, state.train_seconds = epochs, clock.seconds()
+        with contextlib.suppress(OSError):  # the checkpoint is written: that is what counts
+            state.write(run_dir.state)
+
     try:
-        checkpoint = _checkpoint(job, state)
+        found = _checkpoint(job)
         built = build(config, precision=state.precision, train=_teacher_trainer(job), say=job.say)
         _same_data(state, built.data.info)
         state.precision = built.precision.name
         state.precision_reason = state.precision_reason or built.precision.reason
         bar = ProgressBar(job.console, job.stage)
-        trainer = make_trainer(config, built, run_dir=run_dir, tracker=tracker, bar=bar)
+        trainer = make_trainer(
+            config, built, run_dir=run_dir, tracker=tracker, bar=bar, stop=job.stop, found=found,
+            saved=saved, say=job.say,
+        )  # fmt: skip
+        _compare_environment(job, state, trainer, found)
         if first:
+            if job.resumed:
+                write_config(run_dir, config, job.overrides)
             state.write(run_dir.state)
             tracker.adopt(
                 start(
@@ -118,48 +149,106 @@ def run_job(job: Job) -> Card | None:
                 )
             )
         _announce(job, built, state)
-        _fit(built, trainer, state, checkpoint)
+        clock.start()
+        path = found.path if found is not None else None
+        trainer.fit(built.module, datamodule=built.data, ckpt_path=path, weights_only=True)
+        state.epochs, state.train_seconds = trainer.current_epoch, clock.stop()
         card = _finish(job, built, trainer, state, tracker)
     except BaseException as error:
-        # Lightning turns Ctrl-C into exit code 1
-        stopped = isinstance(error, SystemExit) and trainer is not None and trainer.interrupted
-        interrupted = stopped or isinstance(error, (KeyboardInterrupt, Interrupted))
-        state.status = "interrupted" if interrupted else "failed"
-        if first:
-            if not isinstance(error, UserError):
-                state.write(run_dir.state)
-            elif before is not None:
-                write_text(run_dir.state, before)  # nothing has changed
-            else:
-                run_dir.state.unlink()  # nothing has begun
+        state.train_seconds = clock.stop()
+        _failed(run_dir, state, before, error)
         tracker.finish(failed=True)
-        if interrupted:
-            raise Interrupted from None
         raise
     tracker.finish()
     return card
 
 
-def checkpoint_free(run_dir: RunDir) -> bool:
-    """Whether no epoch of this run has been saved."""
-    return not run_dir.last.exists()
-
-
-def _checkpoint(job: Job, state: RunState) -> Path | None:
-    """The checkpoint to go on from; refuses a damaged one, and one past the end, before anything starts."""
-    if not job.resumed or checkpoint_free(job.run_dir):
-        return None
-    done = int(read_checkpoint(job.run_dir.last)["epoch"]) + 1
-    if done > job.config.trainer.max_epochs:
+def _state(job: Job, exists: bool) -> RunState:
+    if exists and not job.resumed and is_first_process():
         raise UserError(
-            f"{done} epochs are trained already",
+            "holds a run already", key="run_dir", value=job.run_dir.path,
+            remedy=f"go on with resume={job.run_dir.path}, or give another directory",
+        )  # fmt: skip
+    state = RunState.read(job.run_dir.state) if exists and job.resumed else RunState.new()
+    state.resumes += job.resumed and exists
+    state.name, state.model, state.status = state.name or job.name, state.model or job.model, "running"
+    return state
+
+
+def _failed(run_dir: RunDir, state: RunState, before: str | None, error: BaseException) -> None:
+    """Leave state.json as it should be found."""
+    if not is_first_process():
+        return
+    state.status = "interrupted" if isinstance(error, Interrupted) else "failed"
+    try:
+        if not isinstance(error, UserError):
+            state.write(run_dir.state)
+        elif before is not None:
+            write_text(run_dir.state, before)  # nothing has changed
+        else:
+            run_dir.state.unlink()  # nothing has begun
+    except OSError:  # a full disk must not hide the error that we came from; the free lock tells enough
+        return
+
+
+class _Clock:
+    """Seconds spent in `fit`, over all starts of a run."""
+
+    def __init__(self, before: float) -> None:
+        self._before = before
+        self._since: float | None = None
+
+    def start(self) -> None:
+        self._since = time.monotonic()
+
+    def seconds(self) -> float:
+        return self._before + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def stop(self) -> float:
+        self._before, self._since = self.seconds(), None
+        return self._before
+
+
+def _checkpoint(job: Job) -> Found | None:
+    """The checkpoint to go on from; refuses damage beyond help, and one past the end, before anything starts."""
+    if not job.resumed:
+        return None
+    found = find(job.run_dir)
+    if found is None:
+        job.say("no checkpoint yet: the run starts again in its directory")
+        return None
+    position = found.content["position"]
+    begun = position["epochs"] + (position["batches"] > 0)
+    if begun > job.config.trainer.max_epochs:
+        raise UserError(
+            f"{begun} epochs are trained already, or begun",
             key="trainer.max_epochs",
             value=job.config.trainer.max_epochs,
-            remedy=f"at least {done}",
+            remedy=f"at least {begun}",
         )
+    for reason in found.passed_over:
+        job.say(f"checkpoint {reason}")
+    where = f"epoch {position['epochs']}" + (
+        f", {position['batches']} batches on" if position["batches"] else ""
+    )
+    job.say(f"going on from step {position['step']:,} (after {where}; {found.path.name})")
     # the checkpoint replaces what the run started from, which may be gone
     job.config.model.weights, job.config.model.pretrained = None, False
-    return job.run_dir.last
+    return found
+
+
+def _compare_environment(job: Job, state: RunState, trainer: pl.Trainer, found: Found | None) -> None:
+    device = trainer.strategy.root_device
+    here = environment(
+        processes=trainer.world_size,
+        threads=torch.get_num_threads(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    )
+    if found is None:
+        state.environment, state.changes = {}, []
+    changed = state.enter(here)
+    if changed:
+        job.say(f"not as it was: {', '.join(changed)}; the result may differ from an uninterrupted run's")
 
 
 def _same_data(state: RunState, info: DataInfo) -> None:
@@ -170,15 +259,6 @@ def _same_data(state: RunState, info: DataInfo) -> None:
             remedy="give back the same files, or start a new run",
         )
     state.data = info.fingerprint
-
-
-def _fit(built: Built, trainer: pl.Trainer, state: RunState, checkpoint: Path | None) -> None:
-    start_time = time.monotonic()
-    try:
-        trainer.fit(built.module, datamodule=built.data, ckpt_path=checkpoint, weights_only=True)
-    finally:
-        state.train_seconds += time.monotonic() - start_time
-        state.epochs = trainer.current_epoch
 
 
 def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracker: Tracker) -> Card | None:
@@ -259,6 +339,7 @@ def _card(
             "dataset": info.to_json(),
             **built.provenance,
             "cost_conditions": conditions,
+            "changes": state.changes,
             "versions": versions(),
             "machine": machine(),
         },
@@ -304,12 +385,10 @@ def _teacher_trainer(job: Job) -> Callable[[Config, str, str], Path]:
             if run.state.exists() and RunState.read(run.state).status == "done" and run.weights.exists():
                 job.say(f"{what}: {settings.model.name}, trained before ({run.path})")
                 return run.path
-            resumed = run.state.exists() and run.last.exists()  # an earlier attempt that did not end
+            resumed = run.state.exists()  # an earlier attempt that did not end
             job.say(f"{what}: training {settings.model.name} first; kept in {run.path}")
             name = f"{what}-{settings.model.name}"
-            teacher = Job(settings, run, name, settings.model.name, [], job.console, what, resumed=resumed)
-            teacher.state = RunState.read(run.state) if resumed else None
-            run_job(teacher)
+            run_job(Job(settings, run, name, settings.model.name, [], job.console, what, resumed, job.stop))
         return run.path
 
     return train

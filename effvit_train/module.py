@@ -130,15 +130,18 @@ class VisionModule(pl.LightningModule):
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate as a function of the step: nothing to restore on resume."""
+        """Set the learning rate as a function of the position: nothing to restore on resume."""
         assert self.scheduler is not None
-        self.scheduler.step_update(self.global_step)
+        # not of `global_step`, which on a resume with other processes has counted other steps
+        epoch_length = int(self.trainer.num_training_batches)
+        self.scheduler.step_update(self.current_epoch * epoch_length + batch_idx)
 
     @override
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Update the moving average of the weights."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then update the moving average of the weights: before callbacks may save both."""
+        super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            self.ema.update(self.model, step=self.global_step)
+            self.ema.update(self.model, step=self.global_step + 1)
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:

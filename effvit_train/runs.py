@@ -9,7 +9,7 @@ import platform
 import secrets
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from effvit_train.files import read_json, write_json, write_text
 
 PACKAGES = (
     "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf",
-    "wandb", "opacus", "numpy",
+    "wandb", "opacus", "numpy", "pillow",
 )  # fmt: skip
 
 
@@ -65,6 +65,11 @@ class RunDir:
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
+    def previous(self) -> Path:
+        """`checkpoints/previous.ckpt`: the one before, in case that the last is damaged."""
+        return self.path / "checkpoints" / "previous.ckpt"
+
+    @property
     def best(self) -> Path:
         """`checkpoints/best.ckpt`."""
         return self.path / "checkpoints" / "best.ckpt"
@@ -95,6 +100,9 @@ class RunState:
         data: fingerprint of the data set that it is trained on.
         precision: what `trainer.precision=auto` chose.
         precision_reason: why.
+        environment: what the promise of equal bytes depends on, as it was last (see `environment`).
+        changes: what of it changed from one start to the next.
+        slurm_job: the Slurm job that started it, which is to find it again when it is requeued.
     """
 
     status: str
@@ -108,11 +116,26 @@ class RunState:
     data: str = ""
     precision: str | None = None
     precision_reason: str | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
+    slurm_job: str | None = None
 
     @classmethod
     def new(cls) -> RunState:
         """The state of a run that starts now."""
-        return cls("running", secrets.token_hex(4), datetime.now(UTC).isoformat(timespec="seconds"))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls("running", secrets.token_hex(4), now, slurm_job=slurm_job())
+
+    def enter(self, environment: dict[str, Any]) -> list[str]:
+        """Take over where this start runs; returns what differs from the start before, in words."""
+        before, self.environment = self.environment, environment
+        changed = [
+            f"{name} {before[name]} -> {value}"
+            for name, value in environment.items()
+            if name in before and before[name] != value
+        ]
+        self.changes += changed
+        return changed
 
     @classmethod
     def read(cls, path: Path) -> RunState:
@@ -192,6 +215,21 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def environment(*, processes: int, threads: int, device: str) -> dict[str, Any]:
+    """What equal bytes depend on beside the configuration and the seed (contract C6)."""
+    found = versions()
+    numeric = ("effvit_train", "torch", "timm", "numpy", "pytorch-lightning", "pillow")
+    return {
+        "processor": processor(), "device": device, "processes": processes, "threads": threads,
+        **{name: found[name] for name in numeric if name in found},
+    }  # fmt: skip
+
+
+def slurm_job() -> str | None:
+    """Id of the Slurm job that we run in; the same after it was requeued."""
+    return os.environ.get("SLURM_JOB_ID")
 
 
 def machine() -> dict[str, Any]:

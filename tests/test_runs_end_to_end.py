@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -149,7 +150,7 @@ def _stop_at(epoch: int):
     def stop(self, trainer, module):
         start(self, trainer, module)
         if trainer.current_epoch == epoch:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     return stop
 

@@ -22,6 +22,7 @@ from effvit_train.data.source import cores
 from effvit_train.data.splits import SPLITS
 from effvit_train.errors import UserError
 from effvit_train.keys import stream_key
+from effvit_train.signals import ignore_in_worker
 
 Ints = npt.NDArray[np.int64]
 _EVAL_BATCH = 256
@@ -148,6 +149,7 @@ class DataModule(pl.LightningDataModule):
             num_workers=workers,
             persistent_workers=persistent,
             collate_fn=_as_it_is,  # `__getitems__` made the batch already
+            worker_init_fn=ignore_in_worker if workers else None,
             pin_memory=workers > 0 and torch.cuda.is_available(),
         )
 

@@ -36,15 +36,16 @@ class TrainSampler(Sampler[int]):
 
     def __init__(self, ids: npt.NDArray[np.int64], *, total: int, seed: int, batch_size: int) -> None:
         self._ids, self._total, self._seed, self._batch_size = ids, total, seed, batch_size
-        self._epoch = self._start = 0
+        self._epoch = 0
+        self._start = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; Lightning calls this at the start of each epoch."""
         self._epoch = epoch
 
-    def set_start(self, batch: int) -> None:
-        """Let the next iteration, and only that, start at this batch of its epoch."""
-        self._start = batch
+    def set_start(self, epoch: int, batch: int) -> None:
+        """Let iterations of this epoch, and only these, start at this batch."""
+        self._start = (epoch, batch)
 
     def __len__(self) -> int:
         _, world = rank_and_world()
@@ -52,7 +53,7 @@ class TrainSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rank, world = rank_and_world()
-        start, self._start = self._start, 0
+        start = self._start[1] if self._start[0] == self._epoch else 0
         order = draws.permutation(stream_key("order", self._seed, self._epoch), self._ids)
         mine = order[rank::world][start * self._batch_size : len(self)]
         yield from (mine + self._epoch * self._total).tolist()
