@@ -103,11 +103,6 @@ class Checkpoints(pl.Callback):
         self._common_batches = 0
 
     @override
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the signals back from Lightning, which has just put its own handlers there."""
-        self._stop.listen()
-
-    @override
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -122,13 +117,19 @@ class Checkpoints(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the first epoch where the checkpoint left it."""
+        """Start the first epoch where the checkpoint left it; from here on a signal leaves a note."""
         if self._position and self._position["batches"]:
             sampler = trainer.train_dataloader.sampler  # type: ignore[union-attr]
             sampler.set_start(self._position["epochs"], self._position["batches"])
         wait = self.every or _state_bytes(pl_module) / _BYTES_PER_SECOND / _SHARE
         self._due_at = time.monotonic() + wait
+        self._stop.listen()  # Lightning has just put handlers of its own there
         self._stop.defer(True)
+
+    @override
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals back from Lightning here too."""
+        self._stop.listen()
 
     @override
     def on_train_batch_end(

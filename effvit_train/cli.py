@@ -67,7 +67,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(_train_help())
         sys.exit(0)
-    _with_hydra(_task, _redirect_run_dir(_redirect_resume(arguments)))
+    _with_hydra(_task, _redirect_run_dir(_redirect_resume(_redirect_queued_again(arguments))))
 
 
 def cost(argv: Sequence[str]) -> None:
@@ -187,14 +187,20 @@ def _run(config: Config, overrides: list[str], run_dir: RunDir, *, resumed: bool
             remedy="use one device per job, or launch each run with torchrun or srun",
         )  # fmt: skip
     ensure_writable(run_dir.path)
-    from effvit_train.job import Job, run_job
+    from effvit_train import slurm
+    from effvit_train.job import Job, is_first_process, is_helper, run_job
     from effvit_train.signals import Interrupted
 
     model = _model_label(config, overrides)
     to_go_on = f"{program()} resume={shlex.quote(str(run_dir.path))}"
     try:
         run_job(Job(config, run_dir, config.name, model, overrides, resumed=resumed))
-    except Interrupted:
+    except Interrupted as stopped:
+        if is_helper():
+            sys.exit(0)  # the process that started us would otherwise take it for a crash, and be killed
+        if is_first_process() and slurm.queue_again(stopped.signum):
+            print("\ninterrupted; the job is queued again and will go on", flush=True)
+            sys.exit(0)
         print(f"\ninterrupted; to go on: {to_go_on}")
         sys.exit(130)
     except OSError as error:
@@ -287,6 +293,18 @@ def _fail(error: Exception, overrides: Sequence[str] = ()) -> None:
         sys.exit(1)
     print(f"error: {ours}", file=sys.stderr)
     sys.exit(2)
+
+
+def _redirect_queued_again(arguments: list[str]) -> list[str]:
+    """A Slurm job that was queued again runs the same command: it goes on with the run that it began."""
+    from effvit_train import slurm
+
+    if {"-m", "--multirun"} & set(arguments) or any(item.startswith("resume=") for item in arguments):
+        return arguments
+    run = slurm.run_to_continue(
+        [item for item in arguments if "=" in item and not item.startswith(("-", "hydra."))]
+    )
+    return arguments if run is None else [f"resume={run.resolve()}"]
 
 
 def _redirect_resume(arguments: list[str]) -> list[str]:

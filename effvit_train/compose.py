@@ -18,6 +18,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
+from effvit_train import slurm
 from effvit_train.config import Config
 from effvit_train.errors import UserError, did_you_mean, first_line
 from effvit_train.models.config import ModelConfig
@@ -54,6 +55,7 @@ def register() -> None:
         if module.PART.schema is not None:
             store.store(group=f"schema/{module.PART.key}", name=name, node=module.PART.schema)
     OmegaConf.register_new_resolver("short_id", lambda: _SHORT_ID, replace=True)
+    OmegaConf.register_new_resolver("run_stamp", _run_stamp, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("user_cache", _user_cache, replace=True)
 
@@ -303,6 +305,10 @@ def _run_name(*, _root_: DictConfig) -> str:
         techniques_on,
     ]
     return "-".join(words)
+
+
+def _run_stamp() -> str:
+    return slurm.stamp(HydraConfig.get().overrides.task if HydraConfig.initialized() else [], _SHORT_ID)
 
 
 def _user_cache() -> str:

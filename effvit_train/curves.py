@@ -64,10 +64,11 @@ class Curves(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Rows, and the sums of every process."""
-        sums = torch.stack(list(self._sums.values()))
-        every = trainer.strategy.all_gather(sums).reshape(trainer.world_size, -1).cpu()
+        sums = torch.zeros(trainer.world_size, len(self._sums), device=pl_module.device)
+        sums[trainer.global_rank] = torch.stack(list(self._sums.values()))
+        sums = trainer.strategy.reduce(sums, reduce_op="sum").cpu()
         checkpoint["curves"] = {
-            "rows": self._rows, "terms": list(self._sums), "sums": every, "steps": self._steps,
+            "rows": self._rows, "terms": list(self._sums), "sums": sums, "steps": self._steps,
         }  # fmt: skip
 
     @override

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import hashlib
-import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from effvit_train._version import __version__
 from effvit_train.audit.cost import measure_cost
 from effvit_train.audit.quality import measure_quality
 from effvit_train.build import Built, build, make_trainer
@@ -40,13 +33,13 @@ from effvit_train.report.tracking import Tracker, start
 from effvit_train.runs import (
     RunDir,
     RunState,
-    ensure_writable,
     environment,
     machine,
     versions,
     write_config,
 )
 from effvit_train.signals import Interrupted, Stop
+from effvit_train.teachers import teacher_trainer
 
 
 @dataclass
@@ -86,6 +79,13 @@ def is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
+def is_helper() -> bool:
+    """Whether Lightning started this process, which then prints nothing and leaves the exit code to the first."""
+    return os.environ.get("LOCAL_RANK", "0") != "0" and not {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(
+        os.environ
+    )
+
+
 def run_job(job: Job) -> Card | None:
     """Train, measure and write the card. Returns None on processes other than the first.
 
@@ -123,7 +123,7 @@ def _run(job: Job) -> Card | None:
 
     try:
         found = _checkpoint(job)
-        built = build(config, precision=state.precision, train=_teacher_trainer(job), say=job.say)
+        built = build(config, precision=state.precision, train=teacher_trainer(job, run_job), say=job.say)
         _same_data(state, built.data.info)
         state.precision = built.precision.name
         state.precision_reason = state.precision_reason or built.precision.reason
@@ -158,8 +158,11 @@ def _run(job: Job) -> Card | None:
         state.train_seconds = clock.stop()
         _failed(run_dir, state, before, error)
         tracker.finish(failed=True)
+        if isinstance(error, Interrupted):
+            _leave_group()
         raise
     tracker.finish()
+    _leave_group()
     return card
 
 
@@ -189,6 +192,12 @@ def _failed(run_dir: RunDir, state: RunState, before: str | None, error: BaseExc
             run_dir.state.unlink()  # nothing has begun
     except OSError:  # a full disk must not hide the error that we came from; the free lock tells enough
         return
+
+
+def _leave_group() -> None:
+    """End distributed training in order: a process that exits with its threads running aborts."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class _Clock:
@@ -362,49 +371,3 @@ def _show(job: Job, card: Card, baseline: Baseline) -> None:
     job.say(f"card: {os.path.relpath(job.run_dir.html)}")
     for command, why in next_commands(card, baseline)[:1]:
         job.say(f"next: {command}   # {why}")
-
-
-def _teacher_trainer(job: Job) -> Callable[[Config, str, str], Path]:
-    """Return `train(config, what, fingerprint)`: train another model on the same data, or find it trained."""
-
-    def train(config: Config, what: str, fingerprint: str) -> Path:
-        settings = copy.deepcopy(config)
-        settings.compress = {}
-        settings.logger.enabled = False
-        settings.audit.level = "none"
-        length = settings.trainer.max_epochs
-        trainer = copy.deepcopy(job.config.trainer)
-        trainer.max_epochs, trainer.devices, trainer.strategy, trainer.num_nodes = length, 1, "auto", 1
-        trainer.precision, trainer.compile, trainer.checkpoint_every = "auto", False, None
-        trainer.limit_train_batches = trainer.limit_val_batches = trainer.limit_test_batches = None
-        settings.trainer = trainer
-        cache = Path(settings.cache_dir) / "teachers"
-        run = RunDir(cache / f"{settings.model.name.replace('/', '_')}-{_key(settings, fingerprint)}")
-        ensure_writable(cache, key="cache_dir")
-        with FileLock(f"{run.path}.lock"):
-            if run.state.exists() and RunState.read(run.state).status == "done" and run.weights.exists():
-                job.say(f"{what}: {settings.model.name}, trained before ({run.path})")
-                return run.path
-            resumed = run.state.exists()  # an earlier attempt that did not end
-            job.say(f"{what}: training {settings.model.name} first; kept in {run.path}")
-            name = f"{what}-{settings.model.name}"
-            run_job(Job(settings, run, name, settings.model.name, [], job.console, what, resumed, job.stop))
-        return run.path
-
-    return train
-
-
-def _key(config: Config, fingerprint: str) -> str:
-    """Hash of everything that shapes a trained teacher, its data included."""
-    shaped = asdict(config)
-    for key in ("name", "run_dir", "resume", "cache_dir", "logger", "audit", "compress"):
-        shaped.pop(key)
-    shaped["trainer"] = {
-        key: shaped["trainer"][key] for key in ("max_epochs", "precision", "accelerator", "fast_dev_run")
-    }
-    for key in ("num_workers", "in_memory", "memory_limit_mb"):
-        shaped["dataset"].pop(key)
-    shaped["data"] = fingerprint
-    shaped["version"] = __version__
-    text = json.dumps(shaped, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -40,9 +40,13 @@ class Tracker:
         self._run = other._run
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Add a point of the curves at optimizer step `step`."""
-        if self._run is not None:
-            self._run.log({**values, STEP: step})
+        """Add a point of the curves at optimizer step `step`.
+
+        A point that the run has already is left out: after a kill, the steps since the last
+        checkpoint are trained again, with the same values.
+        """
+        if self._run is not None and step >= self._run.step:
+            self._run.log({**values, STEP: step}, step=step)
 
     def card(self, card: Card) -> None:
         """Put the card into the run's summary, and the frontier's axes into a table."""
