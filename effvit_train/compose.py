@@ -55,7 +55,7 @@ def register() -> None:
         if module.PART.schema is not None:
             store.store(group=f"schema/{module.PART.key}", name=name, node=module.PART.schema)
     OmegaConf.register_new_resolver("short_id", lambda: _SHORT_ID, replace=True)
-    OmegaConf.register_new_resolver("run_stamp", _run_stamp, replace=True)
+    OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("user_cache", _user_cache, replace=True)
 
@@ -307,8 +307,8 @@ def _run_name(*, _root_: DictConfig) -> str:
     return "-".join(words)
 
 
-def _run_stamp() -> str:
-    return slurm.stamp(HydraConfig.get().overrides.task if HydraConfig.initialized() else [], _SHORT_ID)
+def _run_id() -> str:
+    return slurm.run_id(HydraConfig.get().overrides.task if HydraConfig.initialized() else [], _SHORT_ID)
 
 
 def _user_cache() -> str:

@@ -10,20 +10,17 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 from effvit_train.runs import RunDir, RunState, slurm_job
 
-_STARTED = datetime.now()
 _SECONDS = 20.0  # Slurm's controller answers within a second, a busy one within ten
 
 
-def stamp(overrides: Sequence[str], short_id: str) -> str:
-    """Name of a new run's directory: its time and a short id; in a Slurm job, the job and the command."""
+def run_id(overrides: Sequence[str], short_id: str) -> str:
+    """The end of a new run directory's name: a short id; in a Slurm job, the job and the command."""
     job = slurm_job()
-    tail = short_id if job is None else _tail(job, overrides)
-    return f"{_STARTED:%Y-%m-%d_%H-%M-%S}_{tail}"
+    return short_id if job is None else f"job{job}-{_hash(overrides)}"
 
 
 def run_to_continue(overrides: Sequence[str]) -> Path | None:
@@ -36,7 +33,7 @@ def run_to_continue(overrides: Sequence[str]) -> Path | None:
         state = RunDir(Path(given[-1]).expanduser()).state
         return state.parent if state.exists() and RunState.read(state).slurm_job == job else None
     found = [
-        path for path in Path("runs").glob(f"*/*_{_tail(job, overrides)}") if RunDir(path).state.exists()
+        path for path in Path("runs").glob(f"*/*_{run_id(overrides, '')}") if RunDir(path).state.exists()
     ]
     return max(found, default=None)
 
@@ -55,8 +52,8 @@ def queue_again(signum: int) -> bool:
     return facts is not None and wanted <= set(facts.split()) and _scontrol("requeue", job) is not None
 
 
-def _tail(job: str, overrides: Sequence[str]) -> str:
-    return f"job{job}-{hashlib.sha256(chr(0).join(overrides).encode()).hexdigest()[:4]}"
+def _hash(overrides: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(overrides).encode()).hexdigest()[:4]
 
 
 def _scontrol(*arguments: str) -> str | None:
