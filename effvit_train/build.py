@@ -302,6 +302,7 @@ def _product(factors: Any) -> float:
 def _quieten() -> None:
     """Silence what Lightning prints about itself; our own lines say what matters."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.raiseExceptions = False  # a full disk must not print a traceback for each line of W&B's log
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (

@@ -99,7 +99,7 @@ class Checkpoints(pl.Callback):
         self._io, self._stop, self._say, self._saved = io, stop, say, saved
         self._position = dict(found.content["position"]) if found is not None else None
         self._good_step: int | None = self._position["step"] if self._position else None
-        self._due_at = 0.0
+        self._due_at = self._blocked_until = 0.0
         self._common_batches = 0
 
     @override
@@ -170,8 +170,9 @@ class Checkpoints(pl.Callback):
             assert accuracy is not None
             self.best_accuracy = float(accuracy)
         last = trainer.current_epoch + 1 == trainer.max_epochs
-        due = trainer.is_global_zero and time.monotonic() >= self._due_at
-        if _any(trainer, improved or last or due or self._stop.requested is not None):
+        now = time.monotonic()
+        due = trainer.is_global_zero and now >= (self._blocked_until if improved else self._due_at)
+        if _any(trainer, last or due or self._stop.requested is not None):
             self._save(trainer, batches=0, improved=improved)
             if _any(trainer, self._stop.requested is not None):
                 self._end(trainer)
@@ -228,16 +229,12 @@ class Checkpoints(pl.Callback):
                 error = self._copy_to_best()
             self._saved(epochs)
         end = time.monotonic()
-        if self.every is not None:
-            self._due_at = start + self.every
-        else:
-            self._due_at = end + (end - start) / _SHARE
+        self._due_at = start + self.every if self.every is not None else end + (end - start) / _SHARE
         if error is not None:
-            self._due_at = end + _RETRY
-            kept = "there is none yet" if self._good_step is None else f"step {self._good_step}'s is kept"
+            self._due_at = self._blocked_until = end + _RETRY
+            kept = "there is none yet" if self._good_step is None else f"step {self._good_step:,}'s is kept"
             self._say(
-                f"checkpoint of step {trainer.global_step} not written ({error.strerror}): {kept}; "
-                f"training goes on, next attempt in {_RETRY:.0f} s"
+                f"checkpoint of step {trainer.global_step:,} not written ({error.strerror}): {kept}; training goes on"
             )
 
     def _copy_to_best(self) -> OSError | None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from effvit_train.errors import UserError, did_you_mean
+from effvit_train.errors import MachineError, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -174,8 +173,7 @@ def _run(config: Config, overrides: list[str], run_dir: RunDir, *, resumed: bool
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from effvit_train.files import FULL
-    from effvit_train.runs import ensure_writable, program
+    from effvit_train.runs import ensure_writable, resume_command
 
     if (
         HydraConfig.get().mode == RunMode.MULTIRUN
@@ -192,7 +190,6 @@ def _run(config: Config, overrides: list[str], run_dir: RunDir, *, resumed: bool
     from effvit_train.signals import Interrupted
 
     model = _model_label(config, overrides)
-    to_go_on = f"{program()} resume={shlex.quote(str(run_dir.path))}"
     try:
         run_job(Job(config, run_dir, config.name, model, overrides, resumed=resumed))
     except Interrupted as stopped:
@@ -201,14 +198,8 @@ def _run(config: Config, overrides: list[str], run_dir: RunDir, *, resumed: bool
         if is_first_process() and slurm.queue_again(stopped.signum):
             print("\ninterrupted; the job is queued again and will go on", flush=True)
             sys.exit(0)
-        print(f"\ninterrupted; to go on: {to_go_on}")
+        print(f"\ninterrupted; to go on: {resume_command(run_dir.path)}")
         sys.exit(130)
-    except OSError as error:
-        if error.errno not in FULL or error.filename is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        remedy = f"make room, then: {to_go_on}"
-        print(f"error: {error.filename} could not be written ({error.strerror}); {remedy}", file=sys.stderr)
-        sys.exit(1)
 
 
 def _load(cfg: DictConfig, overrides: list[str], *, stored: bool = False) -> Config:
@@ -284,6 +275,9 @@ def _fail(error: Exception, overrides: Sequence[str] = ()) -> None:
     """Print the one line and exit 2; an error that is not the user's keeps its traceback, exit 1."""
     from effvit_train.compose import explain
 
+    if isinstance(error, MachineError):
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     ours = explain(error, list(overrides))
     if ours is None:
         import traceback

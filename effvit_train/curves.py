@@ -49,7 +49,7 @@ class Curves(pl.Callback):
         self._rows: list[dict[str, str]] = []
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
-        self._validated = False
+        self._validated = self._failing = False
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -149,8 +149,11 @@ class Curves(pl.Callback):
     def _write(self) -> None:
         try:
             write_rows(self.path, self._rows)
+            self._failing = False
         except OSError as error:  # the rows are kept, and written with the next one
-            self._say(f"{self.path.name} not written ({error.strerror}); training goes on")
+            if not self._failing:
+                self._say(f"{self.path.name} not written ({error.strerror}); training goes on")
+            self._failing = True
 
 
 def write_rows(path: Path, rows: list[dict[str, str]]) -> None:

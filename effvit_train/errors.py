@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one line, exit code 2, no traceback."""
+"""Errors told in one line, without a traceback: the user's to mend (exit code 2), or the machine's (1)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ class UserError(ValueError):
         """The same error, of a key that stands below `prefix`."""
         key = None if self.key is None else f"{prefix}.{self.key}"
         return UserError(self.problem, key=key, value=self.value, remedy=self.remedy)
+
+
+class MachineError(RuntimeError):
+    """What the machine refused, such as room on a full disk. `str(error)` is the line; exit code 1."""
 
 
 def first_line(error: BaseException) -> str:

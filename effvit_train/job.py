@@ -20,8 +20,8 @@ from effvit_train.card import Card, Measured
 from effvit_train.checkpoint_file import Found, find
 from effvit_train.config import Config
 from effvit_train.data.info import DataInfo
-from effvit_train.errors import UserError
-from effvit_train.files import remove_temporaries, write_text
+from effvit_train.errors import MachineError, UserError
+from effvit_train.files import FULL, remove_temporaries, write_text
 from effvit_train.lock import RunLock
 from effvit_train.models.factory import count_parameters, save_model
 from effvit_train.predictions import Predictions
@@ -35,6 +35,7 @@ from effvit_train.runs import (
     RunState,
     environment,
     machine,
+    resume_command,
     versions,
     write_config,
 )
@@ -92,16 +93,25 @@ def run_job(job: Job) -> Card | None:
     Raises:
         UserError: before anything is trained: the input is at fault, or another process has the run.
         Interrupted: stopped by a signal; state.json says so.
-        OSError: at the end, with the name of the file that could not be written.
+        MachineError: there was no room for a file without which the run is not done.
     """
     with job.stop:
         if not is_first_process():
             return _run(job)
-        job.run_dir.path.mkdir(parents=True, exist_ok=True)
-        with RunLock(job.run_dir.path, job.say):
-            remove_temporaries(job.run_dir.path)
-            remove_temporaries(job.run_dir.last.parent)
-            return _run(job)
+        path = job.run_dir.path
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            with RunLock(path, job.say):
+                remove_temporaries(path)
+                remove_temporaries(job.run_dir.last.parent)
+                return _run(job)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise MachineError(
+                f"{error.filename or path} could not be written ({error.strerror}); "
+                f"make room, then: {resume_command(path)}"
+            ) from error
 
 
 def _run(job: Job) -> Card | None:

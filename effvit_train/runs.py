@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import secrets
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
@@ -203,6 +204,11 @@ def discard(path: Path) -> None:
 def program() -> str:
     """How the user started us: what commands that we print must begin with."""
     return "effvit train" if Path(sys.argv[0]).name in ("effvit", "effvit.exe") else "python train.py"
+
+
+def resume_command(run_dir: Path) -> str:
+    """The command that goes on with a run."""
+    return f"{program()} resume={shlex.quote(str(run_dir))}"
 
 
 def versions() -> dict[str, str]:

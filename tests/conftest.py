@@ -47,3 +47,12 @@ def train_py(tmp_path: Path):
         )
 
     return run
+
+
+@pytest.fixture
+def no_probe(monkeypatch):
+    """Cost has tests of its own; here its fresh process would only take time."""
+    from effvit_train import job
+    from effvit_train.card import Measured
+
+    monkeypatch.setattr(job, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,45 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from published import cifar_batches, write_idx
+from driving import SMALL, curves, data_of, run_in, runs_in
 from safetensors.torch import load_file
 
 import effvit_train
-from effvit_train import cli, job
-from effvit_train.card import MEASURES, Measured
+from effvit_train.card import MEASURES
 from effvit_train.compose import GROUPS, group_options
-from effvit_train.curves import Curves
-from effvit_train.data import known
 
 SHORT_TEACHER = ("compress.distill.trained.max_epochs=1", "compress.distill.trained.min_steps=1")
-SMALL = (
-    "trainer.progress_bar=false",
-    "model.args.depth=1",
-    "model.args.embed_dim=16",
-    "model.args.num_heads=2",
-)
-
-
-def run_in(directory: Path, monkeypatch, *arguments: str) -> None:
-    monkeypatch.chdir(directory)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    cli.train(list(arguments))
-
-
-@pytest.fixture
-def no_probe(monkeypatch):
-    """Cost has tests of its own; here its fresh process would only take time."""
-    monkeypatch.setattr(job, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))
-
-
-def runs_in(directory: Path) -> list[Path]:
-    return sorted(path.parent for path in directory.rglob("card.json"))
-
-
-def curves(run: Path) -> list[dict[str, str]]:
-    with open(run / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -142,75 +108,6 @@ def test_the_same_command_gives_the_same_curves_and_weights(tmp_path, monkeypatc
     ).read_bytes()
     run_in(tmp_path, monkeypatch, *arguments, "seed=1", f"run_dir={tmp_path / 'c'}")
     assert (tmp_path / "a" / "metrics.csv").read_bytes() != (tmp_path / "c" / "metrics.csv").read_bytes()
-
-
-def _stop_at(epoch: int):
-    start = Curves.on_train_epoch_start
-
-    def stop(self, trainer, module):
-        start(self, trainer, module)
-        if trainer.current_epoch == epoch:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return stop
-
-
-def test_an_interrupted_run_resumes_to_the_same_result(tmp_path, monkeypatch, no_probe, capfd):
-    arguments = [*SMALL, "trainer.max_epochs=4", "recipe.mixup=0.5", "recipe.ema=0.9", "logger=none"]
-    run_in(tmp_path, monkeypatch, *arguments, f"run_dir={tmp_path / 'whole'}")
-
-    write = Curves.on_train_epoch_start
-    monkeypatch.setattr(Curves, "on_train_epoch_start", _stop_at(2))
-    with pytest.raises(SystemExit) as caught:
-        run_in(tmp_path, monkeypatch, *arguments, f"run_dir={tmp_path / 'cut'}")
-    assert caught.value.code == 130
-    assert f"resume={tmp_path / 'cut'}" in capfd.readouterr().out
-    assert json.loads((tmp_path / "cut" / "state.json").read_text())["status"] == "interrupted"
-    monkeypatch.setattr(Curves, "on_train_epoch_start", write)
-    moved = tmp_path / "moved"
-    (tmp_path / "cut").rename(moved)
-    run_in(tmp_path, monkeypatch, f"resume={moved}")
-    for name in ("metrics.csv", "model.safetensors"):
-        assert (moved / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    state = json.loads((moved / "state.json").read_text())
-    assert (state["status"], state["resumes"], state["epochs"]) == ("done", 1, 4)
-    before = (moved / "card.json").read_bytes()
-    run_in(tmp_path, monkeypatch, f"resume={moved}")
-    assert "nothing to do" in capfd.readouterr().out
-    assert (moved / "card.json").read_bytes() == before
-    run_in(tmp_path, monkeypatch, f"resume={moved}", "trainer.max_epochs=5")
-    assert len(curves(moved)) == 5
-    run_in(tmp_path, monkeypatch, f"resume={moved}")  # the longer training is the run's own now
-    assert "(5 epochs): nothing to do" in capfd.readouterr().out
-    with pytest.raises(SystemExit) as caught:
-        run_in(tmp_path, monkeypatch, f"resume={moved}", "recipe.lr=1")
-    assert caught.value.code == 2
-
-
-def test_a_resumed_run_keeps_its_name_and_model_and_finds_its_files_from_elsewhere(
-    tmp_path, monkeypatch, no_probe
-):
-    arguments = [
-        "dataset=synthetic",
-        "dataset.num_samples=64",
-        "model.name=test_vit",
-        "recipe.batch_size=8",
-        "logger=none",
-    ]
-    monkeypatch.setattr(Curves, "on_train_epoch_start", _stop_at(1))
-    with pytest.raises(SystemExit):
-        run_in(
-            tmp_path, monkeypatch, *arguments, "model.patch_size=8", "trainer.max_epochs=2", "run_dir=here"
-        )
-    monkeypatch.undo()
-    monkeypatch.setattr(job, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    run_in(elsewhere, monkeypatch, f"resume={tmp_path / 'here'}")
-    card = json.loads((tmp_path / "here" / "card.json").read_text())
-    assert (card["run"]["name"], card["run"]["model"]) == ("synthetic-test_vit-plain", "test_vit")
-    assert card["run"]["overrides"][0] == "dataset=synthetic"
-    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_model_named_by_an_experiment_replaces_the_groups_arguments(tmp_path, monkeypatch, no_probe):
@@ -338,29 +235,6 @@ def option_arguments(group: str, option: str, directory: Path, monkeypatch) -> l
     return arguments
 
 
-def data_of(option: str, root: Path, monkeypatch) -> list[str]:
-    """Small files in the set's own format; a public set's checksums are replaced by theirs."""
-    if option == "synthetic":
-        return ["dataset.num_samples=256"]
-    if option == "fashion_mnist":
-        monkeypatch.setattr(known, "FASHION_MNIST_MD5", write_idx(root))
-    if option == "cifar10":
-        (root / known.CIFAR10_FOLDER).mkdir(parents=True)
-        files = cifar_batches()
-        for name, content in files.items():
-            (root / known.CIFAR10_FOLDER / name).write_bytes(content)
-        md5 = {name: hashlib.md5(files.get(name, b"")).hexdigest() for name in known.CIFAR10_MD5}
-        monkeypatch.setattr(known, "CIFAR10_MD5", md5)
-    if option == "image_folder":
-        for name in ("a", "b"):
-            (root / name).mkdir(parents=True)
-            for k in range(60):
-                pixels = np.random.default_rng(k).integers(0, 255, (9, 12, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / name / f"{k}.png")
-        return [f"dataset.root={root}", "dataset.image_size=16"]
-    return [f"dataset.root={root}"]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_runs(group, option, tmp_path, monkeypatch, no_probe):
@@ -399,21 +273,3 @@ def test_online_without_a_network_ends_with_a_card_and_says_so_once(train_py, tm
     assert (tmp_path / "run" / "card.html").is_file()
     assert (done.stdout + done.stderr).count("logging offline") == 1
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1
-
-
-def test_a_resume_with_other_data_is_refused(tmp_path, monkeypatch, no_probe, capfd):
-    root = tmp_path / "set"
-    arguments = [
-        *data_of("image_folder", root, monkeypatch),
-        "dataset=image_folder",
-        "recipe.batch_size=16",
-        *SMALL,
-    ]
-    run_in(tmp_path, monkeypatch, *arguments, "trainer.max_epochs=1", "logger=none", "run_dir=run")
-    (root / "a" / "0.png").write_bytes((root / "a" / "1.png").read_bytes())
-    with pytest.raises(SystemExit) as caught:
-        run_in(tmp_path, monkeypatch, "resume=run", "trainer.max_epochs=2")
-    assert caught.value.code == 2
-    assert "dataset.root: the data are not those" in capfd.readouterr().err
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-    assert json.loads((tmp_path / "run" / "state.json").read_text())["status"] == "done"

@@ -62,9 +62,10 @@ class Tracker:
 
     def finish(self, failed: bool = False) -> None:
         """End the run. Without this the next job in the process would log into it."""
-        if self._run is not None:
-            self._run.finish(exit_code=1 if failed else 0)
-            self._run = None
+        run, self._run = self._run, None
+        if run is not None:
+            with contextlib.suppress(OSError):  # its own log, on a full disk; ours has told by now
+                run.finish(exit_code=1 if failed else 0)
 
 
 def start(
