@@ -312,6 +312,7 @@ def _quieten() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*resuming from a checkpoint that ended before the epoch ended.*",  # our sampler starts there
         r".*`broadcast_buffers` is deprecated.*",  # what replaces it is not in older torch
+        r".*The `srun` command is available on your system but is not used.*",  # as on a login node
         r".*recommended to use `self.log\(.*sync_dist=True.*",  # the values are reduced already
         r".*module\(s\) in eval mode at the start of training.*",  # the average of the weights
     ):

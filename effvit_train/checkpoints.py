@@ -39,18 +39,26 @@ class CheckpointIO(TorchCheckpointIO):
     Args:
         run_dir: the run.
         found: the checkpoint that is to be loaded, read already.
+
+    Attributes:
+        error: why the last save failed, or None.
+        last_is_good: whether `last` is the file that was loaded, or was written since.
     """
 
     def __init__(self, run_dir: RunDir, found: Found | None = None) -> None:
         self._run_dir, self._found = run_dir, found
         self.error: OSError | None = None
+        self.last_is_good = found is None or found.path == run_dir.last
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write the checkpoint, or note in `error` why it could not be written."""
         self.error = None
+        # a damaged file must not take the place of the good one that is being gone on from
+        keep = self._run_dir.previous if self.last_is_good else None
         try:
-            checkpoint_file.write(checkpoint, Path(path), self._run_dir.previous)
+            checkpoint_file.write(checkpoint, Path(path), keep)
+            self.last_is_good = True
         except OSError as error:
             self.error = error
 
@@ -95,7 +103,7 @@ class Checkpoints(pl.Callback):
         saved: Callable[[int], None] = lambda epochs: None,
     ) -> None:
         self.run_dir, self.every, self.batch_size = run_dir, every, batch_size
-        self.best_accuracy = -1.0
+        self.best_accuracy, self._is_best = -1.0, False
         self._io, self._stop, self._say, self._saved = io, stop, say, saved
         self._position = dict(found.content["position"]) if found is not None else None
         self._good_step: int | None = self._position["step"] if self._position else None
@@ -121,6 +129,8 @@ class Checkpoints(pl.Callback):
         if self._position and self._position["batches"]:
             sampler = trainer.train_dataloader.sampler  # type: ignore[union-attr]
             sampler.set_start(self._position["epochs"], self._position["batches"])
+        if self._is_best and self._io.last_is_good and trainer.is_global_zero:
+            self._copy_to_best()  # a kill may have come before it
         wait = self.every or _state_bytes(pl_module) / _BYTES_PER_SECOND / _SHARE
         self._due_at = time.monotonic() + wait
         self._stop.listen()  # Lightning has just put handlers of its own there
@@ -165,17 +175,19 @@ class Checkpoints(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what is due; every rank takes part, as Lightning's strategies need."""
         accuracy = trainer.callback_metrics.get("val/accuracy")
-        improved = accuracy is not None and float(accuracy) > self.best_accuracy
+        before = self.best_accuracy
+        improved = accuracy is not None and float(accuracy) > before
         if improved:
             assert accuracy is not None
             self.best_accuracy = float(accuracy)
         last = trainer.current_epoch + 1 == trainer.max_epochs
         now = time.monotonic()
         due = trainer.is_global_zero and now >= (self._blocked_until if improved else self._due_at)
-        if _any(trainer, last or due or self._stop.requested is not None):
-            self._save(trainer, batches=0, improved=improved)
-            if _any(trainer, self._stop.requested is not None):
-                self._end(trainer)
+        save = _any(trainer, last or due or self._stop.requested is not None)
+        if not (save and self._save(trainer, batches=0, improved=improved)):
+            self.best_accuracy = before  # `best` is still that one
+        if _any(trainer, self._stop.requested is not None):
+            self._end(trainer)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -191,13 +203,14 @@ class Checkpoints(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The best validation accuracy so far."""
-        return {"best_accuracy": self.best_accuracy}
+        """The best validation accuracy so far, and whether this is its checkpoint."""
+        return {"best_accuracy": self.best_accuracy, "is_best": self._is_best}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best validation accuracy so far."""
+        """Take over what `state_dict` holds."""
         self.best_accuracy = float(state_dict["best_accuracy"])
+        self._is_best = bool(state_dict["is_best"])
 
     @override
     def on_save_checkpoint(
@@ -210,8 +223,10 @@ class Checkpoints(pl.Callback):
             ended = self._position["batches"] == trainer.num_training_batches
             _between_batches(checkpoint["loops"]["fit_loop"], ended)
 
-    def _save(self, trainer: pl.Trainer, *, batches: int, improved: bool = False) -> None:
+    def _save(self, trainer: pl.Trainer, *, batches: int, improved: bool = False) -> bool:
+        """Save; returns whether all was written, as far as this process knows."""
         start = time.monotonic()
+        self._is_best = improved
         epochs = trainer.current_epoch + (0 if batches else 1)
         self._position = {
             "epochs": epochs,
@@ -221,7 +236,7 @@ class Checkpoints(pl.Callback):
         }
         trainer.save_checkpoint(self.run_dir.last)
         if not trainer.is_global_zero:
-            return
+            return True
         error = self._io.error
         if error is None:
             self._good_step = trainer.global_step
@@ -233,9 +248,11 @@ class Checkpoints(pl.Callback):
         if error is not None:
             self._due_at = self._blocked_until = end + _RETRY
             kept = "there is none yet" if self._good_step is None else f"step {self._good_step:,}'s is kept"
+            then = "" if self._stop.requested is not None else "; training goes on"
             self._say(
-                f"checkpoint of step {trainer.global_step:,} not written ({error.strerror}): {kept}; training goes on"
+                f"checkpoint of step {trainer.global_step:,} not written ({error.strerror}): {kept}{then}"
             )
+        return error is None
 
     def _copy_to_best(self) -> OSError | None:
         try:

@@ -153,7 +153,7 @@ def _task(cfg: DictConfig, overrides: list[str]) -> None:
 
 
 def _resume(run_dir: RunDir, overrides: list[str]) -> None:
-    from effvit_train.compose import load_resumed
+    from effvit_train.compose import load_resumed, typed_keys
     from effvit_train.runs import RunState
 
     cfg, first = load_resumed(run_dir, overrides)
@@ -161,6 +161,11 @@ def _resume(run_dir: RunDir, overrides: list[str]) -> None:
     wanted = 1 if config.trainer.fast_dev_run else config.trainer.max_epochs
     state = RunState.read(run_dir.state) if run_dir.state.exists() else None
     if state is not None and state.status == "done" and state.epochs >= wanted:
+        if state.epochs > wanted and "trainer.max_epochs" in typed_keys(overrides):
+            raise UserError(
+                f"{state.epochs} epochs are trained already", key="trainer.max_epochs", value=wanted,
+                remedy=f"at least {state.epochs}",
+            )  # fmt: skip
         print(f"{run_dir.path} is finished ({state.epochs} epochs): nothing to do\ncard: {run_dir.html}")
         return
     changed = [
@@ -186,19 +191,27 @@ def _run(config: Config, overrides: list[str], run_dir: RunDir, *, resumed: bool
         )  # fmt: skip
     ensure_writable(run_dir.path)
     from effvit_train import slurm
-    from effvit_train.job import Job, is_first_process, is_helper, run_job
-    from effvit_train.signals import Interrupted
+    from effvit_train.signals import Interrupted, Stop
 
-    model = _model_label(config, overrides)
+    stop = Stop()
     try:
-        run_job(Job(config, run_dir, config.name, model, overrides, resumed=resumed))
+        with stop:
+            stop.defer(True)  # importing takes seconds, and half an import cannot be taken up again
+            from effvit_train.job import Job, is_first_process, run_job
+
+            stop.defer(False)
+            stop.check()
+            model = _model_label(config, overrides)
+            run_job(Job(config, run_dir, config.name, model, overrides, resumed=resumed, stop=stop))
     except Interrupted as stopped:
-        if is_helper():
-            sys.exit(0)  # the process that started us would otherwise take it for a crash, and be killed
-        if is_first_process() and slurm.queue_again(stopped.signum):
+        if not is_first_process():
+            sys.exit(0)  # the first process has the word; whoever started us would take 130 for a crash
+        begun = run_dir.state.exists()
+        if HydraConfig.get().mode != RunMode.MULTIRUN and slurm.queue_again(stopped.signum):
             print("\ninterrupted; the job is queued again and will go on", flush=True)
             sys.exit(0)
-        print(f"\ninterrupted; to go on: {resume_command(run_dir.path)}")
+        how = f"to go on: {resume_command(run_dir.path)}" if begun else "nothing had begun"
+        print(f"\ninterrupted; {how}")
         sys.exit(130)
 
 
@@ -295,9 +308,7 @@ def _redirect_queued_again(arguments: list[str]) -> list[str]:
 
     if {"-m", "--multirun"} & set(arguments) or any(item.startswith("resume=") for item in arguments):
         return arguments
-    run = slurm.run_to_continue(
-        [item for item in arguments if "=" in item and not item.startswith(("-", "hydra."))]
-    )
+    run = slurm.run_to_continue(arguments)
     return arguments if run is None else [f"resume={run.resolve()}"]
 
 

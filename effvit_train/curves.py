@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from effvit_train.files import write_text
+
+_RECENT = 10.0  # seconds: W&B writes its log every 2, later on a busy disk
 
 
 class Curves(pl.Callback):
@@ -50,25 +54,30 @@ class Curves(pl.Callback):
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
         self._validated = self._failing = False
+        self._recent: deque[tuple[float, int, dict[str, float]]] = deque()
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring the file to where the checkpoint stands."""
         self._accuracy, self._loss = self._accuracy.to(pl_module.device), self._loss.to(pl_module.device)
         self._sums = {name: value.to(pl_module.device) for name, value in self._sums.items()}
-        if trainer.is_global_zero and self._rows:
-            self._write()
+        if trainer.is_global_zero:
+            if self._rows:
+                self._write()
+            for _, step, point in self._recent:
+                self._publish(point, step)
 
     @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Rows, and the sums of every process."""
+        """Rows, the sums of every process, and the last points, which a kill may have kept from W&B's log."""
         sums = torch.zeros(trainer.world_size, len(self._sums), device=pl_module.device)
         sums[trainer.global_rank] = torch.stack(list(self._sums.values()))
         sums = trainer.strategy.reduce(sums, reduce_op="sum").cpu()
         checkpoint["curves"] = {
             "rows": self._rows, "terms": list(self._sums), "sums": sums, "steps": self._steps,
+            "recent": [[step, point] for _, step, point in self._recent],
         }  # fmt: skip
 
     @override
@@ -78,6 +87,7 @@ class Curves(pl.Callback):
         """Take over the rows and this process's sums (their mean where the number of processes changed)."""
         found = checkpoint["curves"]
         self._rows, self._steps = [dict(row) for row in found["rows"]], int(found["steps"])
+        self._recent = deque((time.monotonic(), int(step), dict(point)) for step, point in found["recent"])
         sums = found["sums"]
         mine = sums[trainer.global_rank] if len(sums) == trainer.world_size else sums.mean(dim=0)
         self._sums = dict(zip(found["terms"], mine.clone(), strict=True))
@@ -100,7 +110,7 @@ class Curves(pl.Callback):
         self._steps += 1
         if trainer.global_step % self.every == 0 and trainer.is_global_zero:
             point = {name: float(value) for name, value in values.items()}
-            self._publish({**point, "lr": _learning_rate(trainer)}, trainer.global_step)
+            self._point({**point, "lr": _learning_rate(trainer)}, trainer.global_step)
 
     @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -144,7 +154,14 @@ class Curves(pl.Callback):
         row |= {name: f"{value:.6g}" for name, value in values.items()}
         self._rows.append(row)
         self._write()
-        self._publish({**values, "epoch": epoch}, trainer.global_step)
+        self._point({**values, "epoch": epoch}, trainer.global_step)
+
+    def _point(self, values: dict[str, float], step: int) -> None:
+        now = time.monotonic()
+        self._recent.append((now, step, values))
+        while now - self._recent[0][0] > _RECENT:
+            self._recent.popleft()
+        self._publish(values, step)
 
     def _write(self) -> None:
         try:

@@ -18,6 +18,7 @@ from effvit_train.audit.quality import measure_quality
 from effvit_train.build import Built, build, make_trainer
 from effvit_train.card import Card, Measured
 from effvit_train.checkpoint_file import Found, find
+from effvit_train.checkpoints import CheckpointIO
 from effvit_train.config import Config
 from effvit_train.data.info import DataInfo
 from effvit_train.errors import MachineError, UserError
@@ -286,9 +287,12 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     trainer.test(built.module, datamodule=built.data, verbose=False)
     if not trainer.is_global_zero:
         return None
-    run_dir = job.run_dir
+    run_dir, io = job.run_dir, trainer.strategy.checkpoint_io
+    assert isinstance(io, CheckpointIO)
     save_model(built.module.shipped, built.record, run_dir.path)
     predictions.write(run_dir.predictions)
+    if io.error is not None:  # told then as a warning; now it is what the run ends with
+        raise io.error
     measured = measure_quality(predictions.logits, predictions.labels)
     job.say("measuring cost in a fresh process ...")
     cost, conditions = measure_cost(
@@ -304,10 +308,10 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     state.status = "done"
     card = _card(job, built, trainer, state, measured, conditions)
     card.write(run_dir.card)
-    state.write(run_dir.state)
     baseline = find_baseline(run_dir.path, card)
     write_html(run_dir.path, baseline=baseline)
     tracker.card(card)
+    state.write(run_dir.state)  # last: a run that says "done" has all its files
     if job.stage == "train":
         _show(job, card, baseline)
     return card

@@ -155,7 +155,7 @@ CASES = {
     "resume of nothing": ("resume=/nowhere/at/all", None, "resume=/nowhere/at/all", "run directory"),
     "resume of another directory": ("resume={set}", _empty, "resume", ".hydra/config.yaml"),
     "resume that changes the model": ("resume={set} model.name=resnet18", _old_run, "model.name=resnet18", "start a new run"),
-    "damaged checkpoint": ("resume={set}", _old_run, "resume", "cannot be read"),
+    "damaged checkpoint": ("resume={set}", _old_run, "last.ckpt is cut short", "remove checkpoints/ to start the run again"),
     "argument the optimizer lacks": ("+recipe.opt_args.foo=1", None, "recipe.opt_args", "betas"),
     "no such strategy": ("trainer.strategy=foo", None, "trainer.strategy=foo", "trainer.strategy=auto"),
     "teacher's recipe": ("compress=distill compress.distill.trained.recipe.lr=-1", None, "compress.distill.trained.recipe.lr=-1", "positive"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import netrc
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 _CONNECT_TIMEOUT = 3.0
 _INIT_TIMEOUT = 8.0
 _FINISH_TIMEOUT = 15.0
+_READ_TIMEOUT = 30.0
 STEP = "trainer/global_step"
 _FRONTIER = (
     "quality/accuracy", "quality/balanced_accuracy", "cost/params", "cost/macs", "cost/latency_ms",
@@ -30,14 +34,19 @@ _FRONTIER = (
 
 
 class Tracker:
-    """One W&B run, or nothing where tracking is off. Every method then does nothing."""
+    """One W&B run, or nothing where tracking is off. Every method then does nothing.
 
-    def __init__(self, run: Run | None) -> None:
-        self._run = run
+    Args:
+        run: the run.
+        first_step: points before this optimizer step are in the run already.
+    """
+
+    def __init__(self, run: Run | None, first_step: int = 0) -> None:
+        self._run, self._first_step = run, first_step
 
     def adopt(self, other: Tracker) -> None:
         """Take over the run of `other`: callbacks hold this tracker before its run is started."""
-        self._run = other._run
+        self._run, self._first_step = other._run, other._first_step
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Add a point of the curves at optimizer step `step`.
@@ -45,7 +54,7 @@ class Tracker:
         A point that the run has already is left out: after a kill, the steps since the last
         checkpoint are trained again, with the same values.
         """
-        if self._run is not None and step >= self._run.step:
+        if self._run is not None and step >= max(self._first_step, self._run.step):
             self._run.log({**values, STEP: step}, step=step)
 
     def card(self, card: Card) -> None:
@@ -109,6 +118,7 @@ def start(
         )
 
     run_dir.mkdir(parents=True, exist_ok=True)
+    first_step = _logged_steps(run_dir, run_id) if resumed else 0
     if mode == "online":
         try:
             run = init("online")
@@ -119,7 +129,22 @@ def start(
         run = init("offline")
     run.define_metric(STEP, hidden=True)
     run.define_metric("*", step_metric=STEP)
-    return Tracker(run)
+    return Tracker(run, first_step)
+
+
+def _logged_steps(run_dir: Path, run_id: str) -> int:
+    """One more than the last step in the offline logs of earlier starts.
+
+    A resumed offline run is a new log that counts from 0, of the same run once both are synced. Where
+    W&B cannot read its own log (damaged by a crash of the machine), points may be logged twice.
+    """
+    steps = 0
+    for log in (run_dir / "wandb").glob(f"offline-run-*-{run_id}"):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(log)]
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, timeout=_READ_TIMEOUT, check=True)
+            steps = max(steps, int(json.loads(done.stdout)["summary"]["_step"]) + 1)
+    return steps
 
 
 def _mode(config: LoggerConfig, environment: str, say: Callable[[str], None]) -> str:
