@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
+from yaml import YAMLError
 
 from effvit_train import slurm
 from effvit_train.config import Config
@@ -144,16 +145,18 @@ def load_resumed(run_dir: RunDir, overrides: list[str]) -> tuple[DictConfig, lis
         raise UserError("is not a run directory", key="resume", value=run_dir.path, remedy=remedy)
     try:
         stored = OmegaConf.load(run_dir.config)
-        assert isinstance(stored, DictConfig)
+        if not isinstance(stored, DictConfig):
+            raise TypeError("it is no mapping")
+        _check_inert(OmegaConf.to_container(stored, resolve=False), run_dir)
         cfg = OmegaConf.structured(Config)
         for name in techniques():
             if name in (stored.get("compress") or {}):
                 cfg.compress[name] = OmegaConf.structured(techniques()[name].PART.schema)
         cfg = OmegaConf.merge(cfg, stored)
-        first = OmegaConf.load(run_dir.path / ".hydra" / "overrides.yaml")
-    except (OSError, OmegaConfBaseException) as error:
+        first = [str(item) for item in OmegaConf.load(run_dir.path / ".hydra" / "overrides.yaml")]
+    except (OSError, TypeError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(
-            f"its configuration cannot be read ({first_line(error)})", key="resume", value=run_dir.path,
+            f"its configuration cannot be read ({' '.join(str(error).split())[:200]})", key="resume", value=run_dir.path,
             remedy="resume with the version that started it, or start anew",
         ) from None  # fmt: skip
     for override in parse_overrides(overrides):
@@ -173,7 +176,33 @@ def load_resumed(run_dir: RunDir, overrides: list[str]) -> tuple[DictConfig, lis
         except OmegaConfBaseException as error:
             raise UserError(first_line(error), key=key, value=override.value()) from None
     assert isinstance(cfg, DictConfig)
-    return cfg, [str(item) for item in first]
+    return cfg, first
+
+
+def _check_inert(value: Any, run_dir: RunDir, path: str = "") -> None:
+    """Refuse a stored configuration that holds more than values: a run directory may be somebody else's.
+
+    Nothing here instantiates what a configuration names, techniques come from our own package; but
+    what is stored holds neither targets nor interpolations, which could read the environment.
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            where = f"{path}.{key}" if path else str(key)
+            if str(key).startswith("_") and str(key).endswith("_"):
+                raise _not_inert(f"{where}={inner}", run_dir)
+            _check_inert(inner, run_dir, where)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_inert(inner, run_dir, path)
+    elif isinstance(value, str) and "${" in value:
+        raise _not_inert(f"{path}={value}", run_dir)
+
+
+def _not_inert(what: str, run_dir: RunDir) -> UserError:
+    return UserError(
+        f"its configuration holds {what}, which is no value: refused", key="resume", value=run_dir.path,
+        remedy="remove it from .hydra/config.yaml, and find out who wrote it",
+    )  # fmt: skip
 
 
 def explain(error: Exception, overrides: list[str]) -> UserError | None:

@@ -25,6 +25,7 @@ KILLED, UNREADABLE = "killed", "unreadable"
 STATUSES = ("running", "done", "interrupted", KILLED, "failed", UNREADABLE)
 _RESUMABLE = ("interrupted", KILLED, "failed")
 _COLOURS = {"running": "cyan", "done": "green", "interrupted": "yellow", KILLED: "yellow", "failed": "red"}
+_WIDEST = 10_000
 _NOT_ENTERED = {"checkpoints", "wandb", "__pycache__"}
 
 
@@ -175,7 +176,9 @@ def _print(found: list[Run], now: datetime) -> None:
         )
     console = Console(highlight=False)
     # a path that is cut is of no use: rather let a narrow terminal break the line
-    console.width = max(console.width, console.measure(table).maximum)
+    console.width = max(
+        console.width, console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+    )
     console.print(table)
     resumable = [run.resume for run in found if run.resume]
     if resumable:

@@ -10,6 +10,11 @@ from effvit_train.errors import UserError
 from effvit_train.files import read_json, write_json
 
 SCHEMA = 1
+# Arguments of `timm.create_model` that read files or fetch from a hub: no architecture, and a way in for
+# somebody else's pickle. A source before the name (`hf-hub:`, `local-dir:`) does the same.
+READS_FILES = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "checkpoint_path", "cache_dir"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,17 @@ class ArchitectureRecord:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ArchitectureRecord:
-        """Check and take over the content of a `model.json`; `ValueError` when it is not one."""
+        """Check and take over the content of a `model.json`.
+
+        Raises `ValueError` when it is not one, or when building it would read other files.
+        """
         if not isinstance(value, dict) or value.get("schema") != SCHEMA:
             raise ValueError("not an architecture record of schema 1")
+        if ":" in str(value.get("name")):
+            raise ValueError(f"the model {value['name']} would be fetched from elsewhere: refused")
         try:
+            for name in READS_FILES & set(value["kwargs"]):
+                raise ValueError(f"the argument {name} would read another file: refused")
             channels, height, width = (int(n) for n in value["input_shape"])
             return cls(
                 name=str(value["name"]),

@@ -7,6 +7,7 @@ import pickle
 import socket
 import threading
 import urllib.request
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def read_state(path: Path) -> State:
     if _is_safetensors(path):
         return _unwrap(read_safetensors(path), path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of the pickle's protocol: ours says what matters
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = "Unsupported" in str(error) or "Weights only load failed" in str(error)
         raise UserError(
