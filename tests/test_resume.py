@@ -72,6 +72,45 @@ def test_wherever_it_is_stopped(hook, count, position, whole, tmp_path, monkeypa
     assert (state(run)["status"], state(run)["resumes"]) == ("done", 1)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("trainer.precision=bf16-mixed",),
+        ("compress=distill", "compress.distill.trained.max_epochs=1", "compress.distill.trained.min_steps=1"),
+        ("recipe.optimizer=sgd", "recipe.schedule=constant"),
+        ("trainer.limit_train_batches=5", "trainer.check_val_every_n_epoch=3"),
+    ],
+)
+def test_whatever_is_trained(arguments, tmp_path, monkeypatch, no_probe):
+    arguments = (*RANDOM, *arguments)
+    run_in(tmp_path, monkeypatch, *arguments, "run_dir=whole", "cache_dir=cache-whole")
+    arguments = (*arguments, "run_dir=run", "cache_dir=cache")
+    calls = 12 if "compress=distill" not in arguments else 48  # the teacher's 39 steps come first
+    assert interrupted_run(tmp_path, monkeypatch, "on_train_batch_end", calls, *arguments) == 130
+    run_in(tmp_path, monkeypatch, "resume=run")
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+def test_a_run_that_is_stopped_while_its_teacher_is_trained_goes_on_with_the_teacher(
+    tmp_path, monkeypatch, no_probe, capfd
+):
+    arguments = (*RANDOM, "compress=distill", "compress.distill.trained.max_epochs=2",
+                 "compress.distill.trained.min_steps=1")  # fmt: skip
+    run_in(tmp_path, monkeypatch, *arguments, "run_dir=whole", "cache_dir=cache-whole")
+    arguments = (*arguments, "run_dir=run", "cache_dir=cache")
+    capfd.readouterr()
+    assert interrupted_run(tmp_path, monkeypatch, "on_train_batch_end", 50, *arguments) == 130
+    assert f"to go on: python train.py resume={tmp_path / 'run'}" in capfd.readouterr().out
+    (teacher,) = (tmp_path / "cache" / "teachers").glob("*/state.json")
+    assert state(teacher.parent)["status"] == "interrupted"
+    run_in(tmp_path, monkeypatch, "resume=run")
+    assert "going on from step 50" in capfd.readouterr().out
+    assert state(teacher.parent)["status"] == "done"
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+    (other,) = (tmp_path / "cache-whole" / "teachers").glob("*/model.safetensors")
+    assert (teacher.parent / "model.safetensors").read_bytes() == other.read_bytes()
+
+
 def test_stopped_again_and_again_with_other_numbers_of_workers(whole, tmp_path, monkeypatch, no_probe):
     run = tmp_path / "run"
     assert interrupted_run(tmp_path, monkeypatch, "on_train_batch_end", 4, *RANDOM, "run_dir=run") == 130
@@ -242,17 +281,88 @@ def test_wandb_goes_on_in_the_same_run_without_a_point_twice(tmp_path, monkeypat
     assert epochs == [1, 2, 3]
 
 
+def test_a_checkpoint_that_was_gone_on_from_is_not_lost_to_a_damaged_one(
+    whole, tmp_path, monkeypatch, no_probe
+):
+    """The first save after going on from `previous` must not put the damaged `last` in its place."""
+    assert interrupted_run(tmp_path, monkeypatch, "on_train_batch_end", 13, *RANDOM, "run_dir=run") == 130
+    last, previous = (tmp_path / "run" / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    step = checkpoint_file.read(previous)["position"]["step"]
+    last.write_bytes(last.read_bytes()[:-1])
+    assert interrupted_run(tmp_path, monkeypatch, "on_train_batch_end", 1, "resume=run") == 130
+    assert checkpoint_file.read(last)["position"]["step"] == step + 1
+    assert checkpoint_file.read(previous)["position"]["step"] == step
+    run_in(tmp_path, monkeypatch, "resume=run")
+    assert result(tmp_path / "run") == result(whole)
+
+
+def test_a_best_checkpoint_that_a_kill_came_before_is_made_up_for(tmp_path, monkeypatch, no_probe):
+    arguments = (*RANDOM, "run_dir=run")
+    assert interrupted_run(tmp_path, monkeypatch, "on_train_epoch_end", 1, *arguments) == 130
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    assert checkpoint_file.read(best)["position"]["epochs"] == 1
+    best.unlink()
+    assert interrupted_run(tmp_path, monkeypatch, "on_train_batch_end", 1, "resume=run") == 130
+    assert checkpoint_file.read(best)["position"]["epochs"] == 1
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    """Lightning's DDP on gloo, stopped by SIGTERM to the first process, as Slurm and Ctrl-C do to all."""
+    arguments = (*RANDOM, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "audit=none",
+                 "recipe.batch_size=64", "trainer.max_epochs=6", "trainer.checkpoint_every=0.01s")  # fmt: skip
+    done = start(tmp_path, *arguments, "run_dir=whole")
+    assert done.wait(timeout=300) == 0
+    cut = start(tmp_path, *arguments, "run_dir=run")
+    wait_for(cut, lambda: (tmp_path / "run" / "checkpoints" / "previous.ckpt").exists())
+    cut.send_signal(signal.SIGTERM)
+    assert cut.wait(timeout=120) == 130
+    assert state(tmp_path / "run")["status"] == "interrupted"
+    resumed = start(tmp_path, "resume=run")
+    assert resumed.wait(timeout=300) == 0
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_processes(tmp_path):
+    """Three SIGKILLs, as scripts/bench/kill_resume.py does by the dozen."""
+    script = Path(checkpoint_file.__file__).parents[1] / "scripts" / "bench" / "kill_resume.py"
+    command = [
+        sys.executable,
+        str(script),
+        "--kills",
+        "3",
+        "--small",
+        "--epochs",
+        "40",
+        "--dir",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 x SIGKILL" in done.stdout
+    assert "model.safetensors EQUAL, metrics.csv EQUAL, quality EQUAL, W&B order EQUAL" in done.stdout
+
+
+def start(directory: Path, *arguments: str) -> subprocess.Popen:
+    train = str(Path(checkpoint_file.__file__).parents[1] / "train.py")
+    return subprocess.Popen([sys.executable, train, *arguments], cwd=directory, stdout=subprocess.DEVNULL)
+
+
+def wait_for(process: subprocess.Popen, condition) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 def test_time_spent_before_a_kill_is_counted(tmp_path):
     """A real process, killed without warning."""
-    train = str(Path(checkpoint_file.__file__).parents[1] / "train.py")
-    command = [sys.executable, train, *SMALL, "run_dir=run", "trainer.max_epochs=1000", "logger=none"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = start(tmp_path, *SMALL, "run_dir=run", "trainer.max_epochs=1000", "logger=none")
     file = tmp_path / "run" / "state.json"
-    end = time.monotonic() + 120
-    while not (file.exists() and state(tmp_path / "run")["epochs"] > 2):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(process, lambda: file.exists() and state(tmp_path / "run")["epochs"] > 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     found = state(tmp_path / "run")
