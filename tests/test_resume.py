@@ -244,7 +244,8 @@ def test_a_new_run_never_takes_a_directory_that_holds_one(tmp_path, monkeypatch,
     assert result(tmp_path / "run") == before
 
 
-def test_wandb_goes_on_in_the_same_run_without_a_point_twice(tmp_path, monkeypatch, no_probe):
+@pytest.mark.parametrize("lost", [0, 3])  # points that a kill kept from W&B's disk
+def test_wandb_goes_on_in_the_same_run_without_a_point_twice(lost, tmp_path, monkeypatch, no_probe):
     logged: list[tuple[int, dict]] = []
     from effvit_train.report import tracking
 
@@ -258,7 +259,9 @@ def test_wandb_goes_on_in_the_same_run_without_a_point_twice(tmp_path, monkeypat
 
     def start(config, *, run_id, resumed, **_):
         ids.append((run_id, resumed))
-        Run.step += resumed  # as W&B: the last step that it knows is complete
+        if resumed:
+            del logged[len(logged) - lost :]
+            Run.step = logged[-1][0] + 1  # as W&B: the last step that it knows is complete
         return tracking.Tracker(Run())  # type: ignore[arg-type]
 
     ids: list[tuple[str, bool]] = []
@@ -270,7 +273,7 @@ def test_wandb_goes_on_in_the_same_run_without_a_point_twice(tmp_path, monkeypat
         "run_dir=run",
     ]
     assert interrupted_run(tmp_path, monkeypatch, "on_train_batch_end", 13, *arguments) == 130
-    # as after a kill: two points more than the checkpoint knows
+    # as after a kill: points that the checkpoint does not know
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.write_bytes((tmp_path / "run" / "checkpoints" / "previous.ckpt").read_bytes())
     run_in(tmp_path, monkeypatch, "resume=run")

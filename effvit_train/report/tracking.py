@@ -138,13 +138,13 @@ def _logged_steps(run_dir: Path, run_id: str) -> int:
     A resumed offline run is a new log that counts from 0, of the same run once both are synced. Where
     W&B cannot read its own log (damaged by a crash of the machine), points may be logged twice.
     """
-    steps = 0
-    for log in (run_dir / "wandb").glob(f"offline-run-*-{run_id}"):
+    logs = sorted((run_dir / "wandb").glob(f"offline-run-*-{run_id}"), reverse=True)
+    for log in logs:  # the newest; one that a kill left empty tells nothing
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(log)]
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, subprocess.SubprocessError):
             done = subprocess.run(command, capture_output=True, timeout=_READ_TIMEOUT, check=True)
-            steps = max(steps, int(json.loads(done.stdout)["summary"]["_step"]) + 1)
-    return steps
+            return int(json.loads(done.stdout)["summary"]["_step"]) + 1
+    return 0
 
 
 def _mode(config: LoggerConfig, environment: str, say: Callable[[str], None]) -> str:

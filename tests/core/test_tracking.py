@@ -100,3 +100,35 @@ def test_an_offline_run_holds_curves_and_card(monkeypatch, tmp_path, lines):
     assert '"quality/accuracy": 0.75' in summary
     assert '"trainer/global_step": 5' in summary
     assert "card/frontier" in summary
+
+
+def test_a_resumed_offline_run_logs_no_point_twice(monkeypatch, tmp_path, lines):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    def log(steps, *, resumed: bool) -> None:
+        tracker = tracking.start(
+            LoggerConfig(),
+            run_dir=tmp_path,
+            run_id="abcd1234",
+            name="n",
+            settings={},
+            resumed=resumed,
+            say=print,
+        )
+        for step in steps:
+            tracker.log({"train/loss": float(step)}, step)
+        tracker.finish()
+        time.sleep(1.1)  # W&B names its folders by the second
+
+    log([10, 20, 30], resumed=False)
+    log([], resumed=True)  # killed before it came to anything
+    log([20, 30, 40, 50], resumed=True)
+    found = []
+    for folder in sorted((tmp_path / "wandb").glob("offline-run-*-abcd1234")):
+        shown = subprocess.run(
+            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        items = [json.loads(line).get("history", {}).get("item", {}) for line in shown.stdout.splitlines()]
+        found.append([item["trainer/global_step"] for item in items if item])
+    assert found == [[10, 20, 30], [], [40, 50]]
