@@ -22,7 +22,8 @@ from effvit_train.checkpoints import CheckpointIO, Checkpoints
 from effvit_train.config import Config
 from effvit_train.curves import Curves
 from effvit_train.data.datamodule import Augment, DataModule
-from effvit_train.errors import UserError, seconds
+from effvit_train.errors import UserError
+from effvit_train.interval import Interval
 from effvit_train.kernels import choose_attention
 from effvit_train.keys import stream_key
 from effvit_train.models.factory import create, embed_width
@@ -159,7 +160,6 @@ def make_trainer(
     _quieten()
     settings = config.trainer
     io = CheckpointIO(run_dir, found)
-    every = settings.checkpoint_every
     callbacks: list[pl.Callback] = [
         *built.callbacks,
         Curves(run_dir.metrics, len(built.record.classes), tracker.log, settings.log_every_n_steps, say),
@@ -169,7 +169,7 @@ def make_trainer(
             stop or Stop(),
             say=say,
             batch_size=config.recipe.batch_size,
-            every=seconds(every, key="trainer.checkpoint_every") if every else None,
+            every=Interval.read(settings.checkpoint_every, key="trainer.checkpoint_every"),
             found=found,
             saved=saved,
         ),

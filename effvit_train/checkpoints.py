@@ -7,6 +7,7 @@ generator's state is stored.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -22,6 +23,7 @@ from typing_extensions import override
 from effvit_train import checkpoint_file
 from effvit_train.checkpoint_file import Found
 from effvit_train.files import atomic_path
+from effvit_train.interval import Interval
 from effvit_train.runs import RunDir
 from effvit_train.signals import TOLD, Stop
 
@@ -74,10 +76,11 @@ class CheckpointIO(TorchCheckpointIO):
 class Checkpoints(pl.Callback):
     """Saves between batches and after an epoch's row of curves is written; stops the run when asked to.
 
-    `last` is saved as soon as `every` seconds have passed; without `every`, as soon as the previous
-    save would have cost at most 1 % of the time since then. It is saved too at the end, before the
-    run is stopped, and whenever validation accuracy rises above its earlier values: then `best` is
-    the same file. Between the last batch of an epoch and the end of its validation only a stop saves.
+    `last` is saved as soon as so many seconds have passed, or after so many epochs; where neither is
+    asked for, as soon as the previous save would have cost at most 1 % of the time since then. It is
+    saved too at the end, before the run is stopped, and whenever validation accuracy rises above its
+    earlier values: then `best` is the same file. Between the last batch of an epoch and the end of its
+    validation only a stop saves.
 
     Args:
         run_dir: the run.
@@ -85,7 +88,7 @@ class Checkpoints(pl.Callback):
         stop: says when a signal arrived.
         say: prints one line.
         batch_size: images per step and process.
-        every: seconds between two saves of `last`, or None.
+        every: between two saves of `last`.
         found: the checkpoint to go on from.
         saved: called after each save with the number of finished epochs.
     """
@@ -98,7 +101,7 @@ class Checkpoints(pl.Callback):
         *,
         say: Callable[[str], None],
         batch_size: int,
-        every: float | None = None,
+        every: Interval,
         found: Found | None = None,
         saved: Callable[[int], None] = lambda epochs: None,
     ) -> None:
@@ -131,8 +134,7 @@ class Checkpoints(pl.Callback):
             sampler.set_start(self._position["epochs"], self._position["batches"])
         if self._is_best and self._io.last_is_good and trainer.is_global_zero:
             self._copy_to_best()  # a kill may have come before it
-        wait = self.every or _state_bytes(pl_module) / _BYTES_PER_SECOND / _SHARE
-        self._due_at = time.monotonic() + wait
+        self._due_at = self._next(time.monotonic(), _state_bytes(pl_module) / _BYTES_PER_SECOND)
         self._stop.listen()  # Lightning has just put handlers of its own there
         self._stop.defer(True)
 
@@ -181,8 +183,8 @@ class Checkpoints(pl.Callback):
             assert accuracy is not None
             self.best_accuracy = float(accuracy)
         last = trainer.current_epoch + 1 == trainer.max_epochs
-        now = time.monotonic()
-        due = trainer.is_global_zero and now >= (self._blocked_until if improved else self._due_at)
+        wanted = improved or (self.every.epochs and (trainer.current_epoch + 1) % self.every.epochs == 0)
+        due = trainer.is_global_zero and time.monotonic() >= (self._blocked_until if wanted else self._due_at)
         save = _any(trainer, last or due or self._stop.requested is not None)
         if not (save and self._save(trainer, batches=0, improved=improved)):
             self.best_accuracy = before  # `best` is still that one
@@ -244,7 +246,7 @@ class Checkpoints(pl.Callback):
                 error = self._copy_to_best()
             self._saved(epochs)
         end = time.monotonic()
-        self._due_at = start + self.every if self.every is not None else end + (end - start) / _SHARE
+        self._due_at = self._next(start, end - start)
         if error is not None:
             self._due_at = self._blocked_until = end + _RETRY
             kept = "there is none yet" if self._good_step is None else f"step {self._good_step:,}'s is kept"
@@ -253,6 +255,12 @@ class Checkpoints(pl.Callback):
                 f"checkpoint of step {trainer.global_step:,} not written ({error.strerror}): {kept}{then}"
             )
         return error is None
+
+    def _next(self, start: float, cost: float) -> float:
+        """When the next save is due, after one that began at `start` and took `cost` seconds."""
+        if self.every.epochs is not None:
+            return math.inf
+        return start + (self.every.seconds or cost + cost / _SHARE)
 
     def _copy_to_best(self) -> OSError | None:
         try:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
 from effvit_train.data.config import DatasetConfig
-from effvit_train.errors import UserError, at_least, between, one_of, seconds
+from effvit_train.errors import UserError, at_least, between, one_of
+from effvit_train.interval import Interval
 from effvit_train.models.config import ModelConfig
 
 
@@ -89,8 +90,9 @@ class TrainerConfig:
         num_threads: threads of CPU kernels per process; null keeps torch's choice.
         deterministic: deterministic kernels on CUDA too.
         check_val_every_n_epoch: epochs between two validations.
-        checkpoint_every: time between two checkpoints such as `5m`; null = as often as saving takes at
-            most 1 % of the time. Also at every best epoch, at the end and when a signal stops the run.
+        checkpoint_every: time between two checkpoints such as `5m`, or epochs such as `1epoch`; null = as
+            often as saving takes at most 1 % of the time. Also at every best epoch, at the end and when a
+            signal stops the run.
         log_every_n_steps: steps between two points of the training curves.
         limit_train_batches: batches per training epoch, null = all.
         limit_val_batches: batches per validation, null = all.
@@ -135,8 +137,7 @@ class TrainerConfig:
             "trainer.precision", self.precision,
             ("auto", "32-true", "bf16-mixed", "16-mixed"),
         )  # fmt: skip
-        if self.checkpoint_every is not None:
-            seconds(self.checkpoint_every, key="trainer.checkpoint_every")
+        Interval.read(self.checkpoint_every, key="trainer.checkpoint_every")
 
 
 @dataclass

@@ -71,20 +71,3 @@ def _show(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
-
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def seconds(value: str, *, key: str) -> float:
-    """Read a duration such as `90s`, `5m`, `2h` or `1d`; raises `UserError` for anything else."""
-    number, unit = value[:-1], value[-1:]
-    try:
-        found = float(number) * _UNITS[unit]
-    except (KeyError, ValueError):
-        found = 0.0
-    if not found > 0:
-        raise UserError(
-            "must be a time such as 90s, 5m, 2h or 1d", key=key, value=value, remedy=f"e.g. {key}=5m"
-        )
-    return found

@@ -134,6 +134,26 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(whole, tmp_path, monke
     assert result(tmp_path / "run") == result(whole)
 
 
+@pytest.mark.parametrize(
+    ("every", "wanted"),
+    [("2epochs", {(2, 0), (4, 0)}), ("1d", {(4, 0)}), ("0.0001s", {(k // 9, k % 9) for k in range(1, 37)})],
+)
+def test_when_it_is_saved(every, wanted, tmp_path, monkeypatch, no_probe):
+    saved = []
+    write = checkpoint_file.write
+
+    def noted(checkpoint, path, previous=None):
+        saved.append((checkpoint["position"]["epochs"], checkpoint["position"]["batches"]))
+        write(checkpoint, path, previous)
+
+    monkeypatch.setattr(checkpoint_file, "write", noted)
+    arguments = (*SMALL, "recipe.batch_size=128", "trainer.max_epochs=4", "logger=none", "run_dir=run")
+    run_in(tmp_path, monkeypatch, *arguments, f"trainer.checkpoint_every={every}")
+    accuracies = [float(row["val/accuracy"]) for row in curves(tmp_path / "run")]
+    best = {(k + 1, 0) for k in range(4) if accuracies[k] > max([-1.0, *accuracies[:k]])}
+    assert saved == sorted(wanted | best)
+
+
 def test_epochs_without_validation(tmp_path, monkeypatch, no_probe):
     arguments = (
         *SMALL,

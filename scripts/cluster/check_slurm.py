@@ -1,0 +1,276 @@
+"""Runs that a real Slurm stops, each compared byte for byte with one that was left alone; a minute or two.
+
+`python scripts/cluster/check_slurm.py [--keep]` starts a private Slurm (munged, slurmctld, two slurmd) in a
+temporary directory, on loopback only, submits jobs to it, prints a table and takes everything down again.
+Exit code 1 when a job did not end as it should.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+ARGUMENTS = (
+    "trainer=cpu trainer.progress_bar=false trainer.num_threads=1 trainer.max_epochs=25 logger=none "
+    "model.args.depth=1 model.args.embed_dim=16 model.args.num_heads=2"
+)
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
+INSTALL = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
+SAME = ("metrics.csv", "model.safetensors", "predictions.npz")
+PATIENCE = 240.0  # seconds for any one thing; all of it takes about a minute and a half on two cores
+# KillWait: how long after SIGTERM comes SIGKILL. cred_expire: how long a job waits that is queued again.
+SLURM_CONF = """
+ClusterName=check
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={root}/munge.socket,cred_expire=5
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=2,bf_interval=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool-%n
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/slurmd-%n.pid
+KillWait=15
+MinJobAge=3600
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=n[1-2] NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]},{ports[2]} CPUs={cpus}
+PartitionName=low Nodes=n1 Default=YES PriorityTier=1 PreemptMode=OFF
+PartitionName=grace Nodes=n2 PriorityTier=1 GraceTime=20
+PartitionName=at_once Nodes=n2 PriorityTier=1 GraceTime=0
+PartitionName=high Nodes=n2 PriorityTier=10 PreemptMode=OFF
+"""
+
+
+@dataclass
+class Job:
+    """A submitted job, in a directory of its own.
+
+    Attributes:
+        what: what happens to it, for the table.
+        id: its job id, or `array_element`.
+        directory: it runs there.
+        output: what it prints.
+        wanted: its end, as (state.json's status, Slurm's exit code, how often it was queued again).
+    """
+
+    what: str
+    id: str
+    directory: Path
+    output: Path
+    wanted: tuple[str, str, int]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="leave the directory, with logs and runs")
+    keep = parser.parse_args().keep
+    os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where the daemons are, and a user's PATH does not lead
+    absent = [program for program in PROGRAMS if shutil.which(program) is None]
+    if absent:
+        sys.exit(f"error: not found: {', '.join(absent)}; {INSTALL}")
+    root = Path(tempfile.mkdtemp(prefix="check-slurm-"))
+    try:
+        with running_slurm(root):
+            rows = check(root)
+    finally:
+        if keep:
+            print(f"kept: {root}")
+        else:
+            shutil.rmtree(root, ignore_errors=True)
+    print(f"{'what happened to the job':58} {'run':12} {'exit':6} restarts  result")
+    for what, seen, problem in rows:
+        print(f"{what:58} {seen[0]:12} {seen[1]:6} {seen[2]:<8}  {problem or 'as wanted'}")
+    sys.exit(1 if any(problem for _, _, problem in rows) else 0)
+
+
+@contextlib.contextmanager
+def running_slurm(root: Path) -> Iterator[None]:
+    """A private Slurm below `root`, found through the environment; ends when the queue is empty."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_"))]:
+        del os.environ[name]  # this may itself run in a job of another Slurm
+    conf = root / "slurm.conf"
+    os.environ |= {"SLURM_CONF": str(conf), "OMP_NUM_THREADS": "1", "EFFVIT_CACHE": str(root / "cache")}
+    host = socket.gethostname().partition(".")[0]
+    settings = {"host": host, "user": getpass.getuser(), "root": root, "cpus": os.cpu_count()}
+    conf.write_text(SLURM_CONF.format(ports=free_ports(3), **settings))
+    (root / "state").mkdir()
+    key = root / "munge.key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o600)
+    files = {
+        "key-file": key.name,
+        "socket": "munge.socket",
+        "pid-file": "munged.pid",
+        "seed-file": "munge.seed",
+    }
+    daemons = [
+        [
+            "munged",
+            "--foreground",
+            "--force",
+            *(f"--{option}={root / name}" for option, name in files.items()),
+        ],
+        ["slurmctld", "-D", "-f", str(conf)],
+        *(["slurmd", "-D", "-N", node, "-f", str(conf)] for node in ("n1", "n2")),
+    ]
+    with contextlib.ExitStack() as stack, open(root / "daemons.log", "w") as log:
+        for command in daemons:
+            daemon = subprocess.Popen(command, stdout=log, stderr=log)
+            stack.callback(daemon.wait, 30)
+            stack.callback(daemon.terminate)
+            time.sleep(1)  # each needs the one before
+        wait_for(lambda: slurm("sinfo", "-h", "-o", "%T").split() == ["idle"], f"Slurm (see {root}, --keep)")
+        try:
+            yield
+        finally:  # a daemon that ends before its jobs leaves processes behind
+            slurm("scancel", f"--user={getpass.getuser()}")
+            wait_for(lambda: not slurm("squeue", "-h"), "an empty queue")
+
+
+def check(root: Path) -> list[tuple[str, tuple[str, str, int], str]]:
+    """Submit the jobs, stop them, compare; returns rows of (what, what was seen, what is wrong)."""
+    done, ended = ("done", "0:0", 1), ("interrupted", "130:0", 0)
+    train = f"{sys.executable} -u {TRAIN} {ARGUMENTS}"
+    alone = submit(root, "left alone", ("done", "0:0", 0), f"exec {train} run_dir=run")
+    limit = submit(
+        root, "time limit, --signal=B:USR1, exec python, run_dir=", done, f"exec {train} run_dir=run",
+        "--time=1", "--signal=B:USR1@40",
+    )  # fmt: skip
+    final = submit(
+        root, "time limit, --signal=USR1, srun, --no-requeue", ended, f"srun {train}",
+        "--time=1", "--signal=USR1@30", "--no-requeue",
+    )  # fmt: skip
+    grace = submit(root, "preempted with a grace time, srun", done, f"srun {train}", "-pgrace")
+    forced = submit(root, "preempted at once, exec python", done, f"exec {train}", "-pat_once")
+    cancel = submit(root, "scancel", ended, f"srun {train}")
+    asked = submit(root, "scontrol requeue, exec python, run_dir=", done, f"exec {train} run_dir=run")
+    array = submit(root, "the array's last element, USR1", done, f"exec {train}", "--array=0-1")
+    other = Job(
+        "the array's other element", f"{array.id}_0", array.directory, array.directory / "out-0",
+        ("done", "0:0", 0),
+    )  # fmt: skip
+    array.id, array.output = f"{array.id}_1", array.directory / "out-1"
+
+    jobs = [alone, limit, final, grace, forced, cancel, asked, array, other]
+    trained(cancel, asked, array)
+    slurm("scancel", cancel.id)
+    slurm("scontrol", "requeue", asked.id)
+    slurm("scancel", "--batch", "--signal=USR1", array.id)
+    trained(grace, forced)
+    slurm("sbatch", "-phigh", "--exclusive", "--output=/dev/null", "--wrap=true")
+    wait_for(lambda: not slurm("squeue", "-h"), "the jobs' end")
+    return [verdict(job, alone) for job in jobs]
+
+
+def submit(root: Path, what: str, wanted: tuple[str, str, int], command: str, *options: str) -> Job:
+    """Submit a batch script of one command."""
+    directory = Path(tempfile.mkdtemp(dir=root, prefix="job-"))
+    (directory / "job.sh").write_text(f"#!/bin/bash\n{command}\n")
+    output = directory / ("out-%a" if "--array=0-1" in options else "out")
+    fixed = [
+        "--parsable",
+        "--requeue",
+        "--open-mode=append",
+        "-n1",
+        f"--chdir={directory}",
+        f"--output={output}",
+    ]
+    id = slurm("sbatch", *fixed, *options, str(directory / "job.sh")).strip()
+    if not id:
+        sys.exit(f"error: sbatch took no job ({what})")
+    return Job(what, id, directory, output, wanted)
+
+
+def trained(*jobs: Job) -> None:
+    """Wait until they train."""
+    for job in jobs:
+        wait_for(lambda job=job: job.output.exists() and "train: " in job.output.read_text(), job.what)
+    time.sleep(1)
+
+
+def verdict(job: Job, alone: Job) -> tuple[str, tuple[str, str, int], str]:
+    """How the job ended, and what of it is wrong."""
+    shown = slurm("scontrol", "show", "job", job.id)
+    facts = dict(re.findall(r"(\w+)=(\S*)", shown))
+    runs = runs_of(job, facts.get("JobId", ""))
+    status = json.loads((runs[0] / "state.json").read_text())["status"] if runs else "none"
+    # a cancelled step's exit code is not the job's: the output says it
+    output = job.output.read_text()
+    code = "130:0" if "exit code 130" in output else facts.get("ExitCode", "")
+    seen = (status, code, int(facts.get("Restarts", 0)))
+    problems = [f"{len(runs)} run directories"] if len(runs) != 1 else []
+    restarts_differ = seen[2] < 1 if job.wanted[2] else seen[2] != 0
+    if seen[:2] != job.wanted[:2] or restarts_differ:
+        problems.append(f"wanted {job.wanted}")
+    if status == "interrupted" and "interrupted; to go on: " not in output:
+        problems.append("no resume command")
+    if job.wanted[2] and "interrupted; the job is queued again" not in output:
+        problems.append("not stopped in order")
+    if status == "done":
+        reference = alone.directory / "run"
+        problems += [f"{name} differs" for name in SAME if not same(runs[0] / name, reference / name)]
+    return job.what, seen, "; ".join(problems)
+
+
+def runs_of(job: Job, id: str) -> list[Path]:
+    """The run directories of a job: the given one, or those named after it."""
+    return [
+        path.parent
+        for path in job.directory.rglob("state.json")
+        if path.parent.name == "run" or f"_job{id}-" in str(path)
+    ]
+
+
+def same(first: Path, second: Path) -> bool:
+    return first.exists() and second.exists() and first.read_bytes() == second.read_bytes()
+
+
+def wait_for(happened: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not happened():
+        if time.monotonic() > end:
+            sys.exit(f"error: {what}: nothing after {PATIENCE:.0f} s")
+        time.sleep(0.5)
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+if __name__ == "__main__":
+    main()
