@@ -1,4 +1,4 @@
-"""Runs that a real Slurm stops, each compared byte for byte with one that was left alone; a minute or two.
+"""Runs that a real Slurm stops, each compared byte for byte with one left alone; two to three minutes.
 
 `python scripts/cluster/check_slurm.py [--keep]` starts a private Slurm (munged, slurmctld, two slurmd) in a
 temporary directory, on loopback only, submits jobs to it, prints a table and takes everything down again.
@@ -25,13 +25,13 @@ from pathlib import Path
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 ARGUMENTS = (
-    "trainer=cpu trainer.progress_bar=false trainer.num_threads=1 trainer.max_epochs=25 logger=none "
+    "trainer=cpu trainer.progress_bar=false trainer.num_threads=1 trainer.max_epochs=40 logger=none audit=none "
     "model.args.depth=1 model.args.embed_dim=16 model.args.num_heads=2"
 )
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 INSTALL = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
 SAME = ("metrics.csv", "model.safetensors", "predictions.npz")
-PATIENCE = 240.0  # seconds for any one thing; all of it takes about a minute and a half on two cores
+PATIENCE = 240.0  # seconds for any one thing; all of it takes two to three minutes on two cores
 # KillWait: how long after SIGTERM comes SIGKILL. cred_expire: how long a job waits that is queued again.
 SLURM_CONF = """
 ClusterName=check
@@ -51,6 +51,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
+SlurmdParameters=config_overrides
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool-%n
 SlurmctldPidFile={root}/slurmctld.pid
@@ -59,7 +60,7 @@ KillWait=15
 MinJobAge=3600
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=n[1-2] NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]},{ports[2]} CPUs={cpus}
+NodeName=n[1-2] NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]},{ports[2]} CPUs=8
 PartitionName=low Nodes=n1 Default=YES PriorityTier=1 PreemptMode=OFF
 PartitionName=grace Nodes=n2 PriorityTier=1 GraceTime=20
 PartitionName=at_once Nodes=n2 PriorityTier=1 GraceTime=0
@@ -117,7 +118,7 @@ def running_slurm(root: Path) -> Iterator[None]:
     conf = root / "slurm.conf"
     os.environ |= {"SLURM_CONF": str(conf), "OMP_NUM_THREADS": "1", "EFFVIT_CACHE": str(root / "cache")}
     host = socket.gethostname().partition(".")[0]
-    settings = {"host": host, "user": getpass.getuser(), "root": root, "cpus": os.cpu_count()}
+    settings = {"host": host, "user": getpass.getuser(), "root": root}
     conf.write_text(SLURM_CONF.format(ports=free_ports(3), **settings))
     (root / "state").mkdir()
     key = root / "munge.key"
@@ -157,35 +158,54 @@ def check(root: Path) -> list[tuple[str, tuple[str, str, int], str]]:
     """Submit the jobs, stop them, compare; returns rows of (what, what was seen, what is wrong)."""
     done, ended = ("done", "0:0", 1), ("interrupted", "130:0", 0)
     train = f"{sys.executable} -u {TRAIN} {ARGUMENTS}"
-    alone = submit(root, "left alone", ("done", "0:0", 0), f"exec {train} run_dir=run")
-    limit = submit(
-        root, "time limit, --signal=B:USR1, exec python, run_dir=", done, f"exec {train} run_dir=run",
-        "--time=1", "--signal=B:USR1@40",
+
+    def job(what: str, wanted: tuple[str, str, int], command: str, *options: str) -> Job:
+        return submit(root, what, wanted, f"{command} {train}", *options)
+
+    grace = job("preempted with a grace time, srun", done, "srun", "-pgrace")
+    forced = job("preempted at once, exec python", done, "exec", "-pat_once")
+    limit = job("time limit, --signal=B:USR1, exec python", done, "exec", "--time=9", "--signal=B:USR1@60")
+    final = job(
+        "time limit, --signal=USR1, srun, --no-requeue", ended, "exec srun",
+        "--time=9", "--signal=USR1@60", "--no-requeue",
     )  # fmt: skip
-    final = submit(
-        root, "time limit, --signal=USR1, srun, --no-requeue", ended, f"srun {train}",
-        "--time=1", "--signal=USR1@30", "--no-requeue",
-    )  # fmt: skip
-    grace = submit(root, "preempted with a grace time, srun", done, f"srun {train}", "-pgrace")
-    forced = submit(root, "preempted at once, exec python", done, f"exec {train}", "-pat_once")
-    cancel = submit(root, "scancel", ended, f"srun {train}")
+    cancel = job("scancel, exec python", ended, "exec")
     asked = submit(root, "scontrol requeue, exec python, run_dir=", done, f"exec {train} run_dir=run")
-    array = submit(root, "the array's last element, USR1", done, f"exec {train}", "--array=0-1")
-    other = Job(
-        "the array's other element", f"{array.id}_0", array.directory, array.directory / "out-0",
+    array = job("USR1 to the array's last element", done, "exec", "--array=0-1")
+    alone = Job(
+        "its other element, left alone",
+        f"{array.id}_0",
+        array.directory,
+        array.directory / "out-0",
         ("done", "0:0", 0),
-    )  # fmt: skip
+    )
     array.id, array.output = f"{array.id}_1", array.directory / "out-1"
 
-    jobs = [alone, limit, final, grace, forced, cancel, asked, array, other]
-    trained(cancel, asked, array)
-    slurm("scancel", cancel.id)
-    slurm("scontrol", "requeue", asked.id)
-    slurm("scancel", "--batch", "--signal=USR1", array.id)
-    trained(grace, forced)
-    slurm("sbatch", "-phigh", "--exclusive", "--output=/dev/null", "--wrap=true")
+    def shorten(job: Job) -> None:
+        slurm("scontrol", "update", f"JobId={job.id}", "TimeLimit=1")
+
+    once_trained = [
+        (
+            (grace, forced),
+            lambda: slurm("sbatch", "-phigh", "--exclusive", "--output=/dev/null", "--wrap=true"),
+        ),
+        ((limit,), lambda: shorten(limit)),
+        ((final,), lambda: shorten(final)),
+        ((cancel,), lambda: slurm("scancel", cancel.id)),
+        ((asked,), lambda: slurm("scontrol", "requeue", asked.id)),
+        ((array,), lambda: slurm("scancel", "--batch", "--signal=USR1", array.id)),
+    ]
+    while once_trained:
+        jobs, act = once_trained.pop(0)
+        if all(has_printed(job, "train: ") for job in jobs):
+            act()
+        else:
+            once_trained.append((jobs, act))
+            time.sleep(0.1)
+    wait_for(lambda: has_printed(limit, "queued again"), limit.what)
+    slurm("scontrol", "update", f"JobId={limit.id}", "TimeLimit=9")  # or it would be stopped again at once
     wait_for(lambda: not slurm("squeue", "-h"), "the jobs' end")
-    return [verdict(job, alone) for job in jobs]
+    return [verdict(job, alone) for job in (alone, array, limit, final, grace, forced, asked, cancel)]
 
 
 def submit(root: Path, what: str, wanted: tuple[str, str, int], command: str, *options: str) -> Job:
@@ -207,23 +227,18 @@ def submit(root: Path, what: str, wanted: tuple[str, str, int], command: str, *o
     return Job(what, id, directory, output, wanted)
 
 
-def trained(*jobs: Job) -> None:
-    """Wait until they train."""
-    for job in jobs:
-        wait_for(lambda job=job: job.output.exists() and "train: " in job.output.read_text(), job.what)
-    time.sleep(1)
+def has_printed(job: Job, words: str) -> bool:
+    return job.output.exists() and words in job.output.read_text()
 
 
 def verdict(job: Job, alone: Job) -> tuple[str, tuple[str, str, int], str]:
     """How the job ended, and what of it is wrong."""
     shown = slurm("scontrol", "show", "job", job.id)
     facts = dict(re.findall(r"(\w+)=(\S*)", shown))
-    runs = runs_of(job, facts.get("JobId", ""))
+    runs = runs_of(job)
     status = json.loads((runs[0] / "state.json").read_text())["status"] if runs else "none"
-    # a cancelled step's exit code is not the job's: the output says it
     output = job.output.read_text()
-    code = "130:0" if "exit code 130" in output else facts.get("ExitCode", "")
-    seen = (status, code, int(facts.get("Restarts", 0)))
+    seen = (status, facts.get("ExitCode", ""), int(facts.get("Restarts", 0)))
     problems = [f"{len(runs)} run directories"] if len(runs) != 1 else []
     restarts_differ = seen[2] < 1 if job.wanted[2] else seen[2] != 0
     if seen[:2] != job.wanted[:2] or restarts_differ:
@@ -233,18 +248,16 @@ def verdict(job: Job, alone: Job) -> tuple[str, tuple[str, str, int], str]:
     if job.wanted[2] and "interrupted; the job is queued again" not in output:
         problems.append("not stopped in order")
     if status == "done":
-        reference = alone.directory / "run"
+        reference = runs_of(alone)[0]
         problems += [f"{name} differs" for name in SAME if not same(runs[0] / name, reference / name)]
     return job.what, seen, "; ".join(problems)
 
 
-def runs_of(job: Job, id: str) -> list[Path]:
-    """The run directories of a job: the given one, or those named after it."""
-    return [
-        path.parent
-        for path in job.directory.rglob("state.json")
-        if path.parent.name == "run" or f"_job{id}-" in str(path)
-    ]
+def runs_of(job: Job) -> list[Path]:
+    """The run directories of a job: those named after it, or the given one."""
+    number = slurm("squeue", "--states=all", "-h", "-r", "-j", job.id, "-o", "%A").strip()
+    runs = [path.parent for path in job.directory.rglob("state.json")]
+    return [run for run in runs if run.name == "run" or f"_job{number}-" in run.name]
 
 
 def same(first: Path, second: Path) -> bool:
