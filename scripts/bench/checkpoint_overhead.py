@@ -19,14 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import effvit_train  # noqa: F401  isort: skip
+from common import build_run  # isort: skip  # before torchvision, as `effvit_train` itself
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 
-from effvit_train.build import build, make_trainer
+from effvit_train.build import make_trainer
 from effvit_train.checkpoints import Checkpoints
-from effvit_train.compose import conf_dir, load, register
 from effvit_train.report.tracking import Tracker
 from effvit_train.runs import RunDir
 
@@ -89,13 +87,8 @@ def main() -> None:
         "trainer.max_epochs=100000", "trainer.check_val_every_n_epoch=100000", "trainer.checkpoint_every=1000d",
         "trainer.progress_bar=false",
     ]  # fmt: skip
-    register()
     with tempfile.TemporaryDirectory(dir=options.dir) as directory:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = compose("config", overrides=overrides)
-        cfg.name, cfg.run_dir = "bench", directory
-        config = load(cfg, overrides, print)
-        built = build(config, precision=None, train=_no_teacher, say=lambda line: None)
+        config, built = build_run(overrides, directory)
         run_dir = RunDir(Path(directory))
         trainer = make_trainer(config, built, run_dir=run_dir, tracker=Tracker(None), bar=None)
         (checkpoints,) = [c for c in trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]
@@ -121,10 +114,6 @@ def main() -> None:
         f"{result['seconds_per_save']:.2f} s a save, halves of {result['seconds_per_half']:.1f} s, "
         f"{built.precision.name}, {options.threads} threads"
     )
-
-
-def _no_teacher(*_: Any) -> Path:
-    raise AssertionError("plain training needs no teacher")
 
 
 if __name__ == "__main__":

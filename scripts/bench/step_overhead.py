@@ -18,16 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import effvit_train  # noqa: F401  isort: skip
+from common import build_run  # isort: skip  # before torchvision, as `effvit_train` itself
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 from timm.optim import create_optimizer_v2
 from torch.nn import functional as F
 
-from effvit_train.build import build, make_trainer
-from effvit_train.compose import conf_dir, load, register
+from effvit_train.build import make_trainer
 from effvit_train.progress import ProgressBar
 from effvit_train.report.tracking import start
 from effvit_train.runs import RunDir
@@ -80,13 +78,8 @@ def main() -> None:
         f"recipe.batch_size={options.batch}", "logger.mode=offline", "trainer.max_epochs=100000",
         "trainer.check_val_every_n_epoch=100000",
     ]  # fmt: skip
-    register()
     with tempfile.TemporaryDirectory() as directory:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = compose("config", overrides=overrides)
-        cfg.name, cfg.run_dir = "bench", directory
-        config = load(cfg, overrides, print)
-        built = build(config, precision=None, train=_no_teacher, say=lambda line: None)
+        config, built = build_run(overrides, directory)
         run_dir = RunDir(Path(directory))
         tracker = start(
             config.logger,
@@ -149,10 +142,6 @@ def _bare_loop(built: Any, config: Any) -> Any:
         return (time.perf_counter() - start_time) / steps
 
     return run
-
-
-def _no_teacher(*_: Any) -> Path:
-    raise AssertionError("plain training needs no teacher")
 
 
 if __name__ == "__main__":
