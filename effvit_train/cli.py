@@ -194,9 +194,9 @@ def _run(config: Config, overrides: list[str], run_dir: RunDir, *, resumed: bool
     from effvit_train.signals import Interrupted, Stop
 
     stop = Stop()
+    stop.defer(True)  # importing takes seconds, and half an import cannot be taken up again
     try:
         with stop:
-            stop.defer(True)  # importing takes seconds, and half an import cannot be taken up again
             from effvit_train.job import Job, is_first_process, run_job
 
             stop.defer(False)

@@ -81,13 +81,6 @@ def is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
-def is_helper() -> bool:
-    """Whether Lightning started this process, which then prints nothing and leaves the exit code to the first."""
-    return os.environ.get("LOCAL_RANK", "0") != "0" and not {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(
-        os.environ
-    )
-
-
 def run_job(job: Job) -> Card | None:
     """Train, measure and write the card. Returns None on processes other than the first.
 
