@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -9,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,11 +27,12 @@ from effvit_train.data.datamodule import Augment, DataModule
 from effvit_train.errors import UserError
 from effvit_train.interval import Interval
 from effvit_train.kernels import choose_attention
-from effvit_train.keys import stream_key
+from effvit_train.keys import AugmentStream, stream_key
+from effvit_train.models.config import ModelConfig
 from effvit_train.models.factory import create, embed_width
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.module import VisionModule, check_recipe
-from effvit_train.parts import Attachment, Context
+from effvit_train.parts import Ahead, Attachment, Context
 from effvit_train.precision import Precision, choose_precision
 from effvit_train.report.tracking import Tracker
 from effvit_train.runs import RunDir
@@ -48,6 +51,7 @@ class Built:
     attention: str
     callbacks: list[pl.Callback] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    ahead: list[Ahead] = field(default_factory=list)
 
 
 def build(
@@ -73,18 +77,20 @@ def build(
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     device_type = check_device(config)
+    active = [module for module in techniques().values() if module.PART.active(config)]
+    stream = _stream(config, active)
     data = DataModule(
         config.dataset,
         batch_size=config.recipe.batch_size,
         seed=config.seed,
         cache_dir=Path(config.cache_dir),
-        augment=Augment(randaugment=config.recipe.randaugment),
+        augment=Augment(config.recipe.randaugment, stream),
         say=say,
     )
     info = data.info
     torch.manual_seed(stream_key("weights", config.seed))
     model, record = create(
-        config.model,
+        _student(config, active),
         input_shape=info.input_shape,
         classes=info.classes,
         mean=info.mean,
@@ -104,8 +110,19 @@ def build(
     def train_here(other: Config, what: str) -> Path:
         return train(other, what, info.fingerprint)
 
-    context = Context(config, info, model, record, train_here, test_accuracy, say)
-    attached = _attach(config, context)
+    context = Context(
+        config,
+        info,
+        data.indices("train"),
+        stream,
+        device_type,
+        model,
+        record,
+        train_here,
+        test_accuracy,
+        say,
+    )
+    attached: list[Attachment] = [technique.attach(config, context) for technique in active]
     module = VisionModule(
         model,
         record,
@@ -114,6 +131,7 @@ def build(
         seed=config.seed,
         terms=[term for attachment in attached for term in attachment.terms],
         label_weight=_product(attachment.label_weight for attachment in attached),
+        stream=stream,
         compiled=config.trainer.compile,
     )
     provenance: dict[str, Any] = {"teacher": None, "privacy": None, "pruning": None}
@@ -129,7 +147,8 @@ def build(
             remedy="e.g. recipe.optimizer=adamw",
         ) from None
     callbacks = [callback for attachment in attached for callback in attachment.callbacks]
-    return Built(data, module, record, chosen, attention, callbacks, provenance)
+    ahead = [attachment.ahead for attachment in attached if attachment.ahead is not None]
+    return Built(data, module, record, chosen, attention, callbacks, provenance, ahead)
 
 
 def make_trainer(
@@ -256,9 +275,21 @@ def check_device(config: Config) -> str:
     return device
 
 
-def _attach(config: Config, context: Context) -> list[Attachment]:
-    active = [module for module in techniques().values() if module.PART.active(config)]
-    return [module.attach(config, context) for module in active]
+def _stream(config: Config, active: Sequence[ModuleType]) -> AugmentStream:
+    """The views that a technique asks for, or a new one of each sample in every epoch."""
+    for technique in active:
+        wanted = technique.PART.stream(config) if technique.PART.stream is not None else None
+        if wanted is not None:
+            return wanted
+    return AugmentStream(config.seed)
+
+
+def _student(config: Config, active: Sequence[ModuleType]) -> ModelConfig:
+    """The model to build: the configured one, or what a technique makes of it."""
+    for technique in active:
+        if technique.PART.adapt is not None:
+            config = dataclasses.replace(config, model=technique.PART.adapt(config))
+    return config.model
 
 
 def _total_steps(config: Config, batches: int, world_size: int) -> int:

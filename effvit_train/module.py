@@ -22,12 +22,13 @@ from typing_extensions import override
 
 from effvit_train.config import RecipeConfig
 from effvit_train.errors import UserError, did_you_mean
-from effvit_train.keys import stream_key
+from effvit_train.keys import AugmentStream, stream_key
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.parts import Step, Term
+from effvit_train.taps import Taps
 
 
-class LabelTerm:
+class LabelTerm(Term):
     """Cross entropy against the (smoothed, mixed) label distribution, shape (B,)."""
 
     name = "label"
@@ -55,6 +56,7 @@ class VisionModule(pl.LightningModule):
         seed: of everything random.
         terms: loss terms beside the label term.
         label_weight: weight of the label term.
+        stream: which view of a sample an epoch shows; None = a new one in every epoch.
         compiled: run the training forward through `torch.compile`.
     """
 
@@ -68,6 +70,7 @@ class VisionModule(pl.LightningModule):
         seed: int,
         terms: Sequence[Term] = (),
         label_weight: float = 1.0,
+        stream: AugmentStream | None = None,
         compiled: bool = False,
     ) -> None:
         super().__init__()
@@ -76,12 +79,18 @@ class VisionModule(pl.LightningModule):
         if self.ema is not None:
             self.ema.module.requires_grad_(False)  # or DDP waits for gradients that never come
         self.record, self.recipe, self.seed = record, recipe, seed
+        self.stream = stream or AugmentStream(seed)
         self.terms: list[Term] = [LabelTerm(label_weight), *terms]
+        self.term_modules = nn.ModuleDict(
+            {term.name: term.module for term in self.terms if term.module is not None}
+        )
+        # after the average was copied from the model: it needs no taps
+        self._taps = Taps(model, [name for term in self.terms for name in term.taps], training_only=True)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.scheduler: Scheduler | None = None
         self._total_steps = total_steps
-        self._train_forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model.__call__
+        self._train_forward: Callable[[Tensor], Any] = torch.compile(model) if compiled else model.__call__
         self._mixup = _mixup(recipe, len(record.classes))
         self._erasing = RandomErasing(recipe.erasing, mode="const", device="cpu") if recipe.erasing else None
         shape = (1, record.input_shape[0], 1, 1)
@@ -115,8 +124,15 @@ class VisionModule(pl.LightningModule):
         """Return the mean loss for Lightning, and the batch means of the terms (detached)."""
         images, targets = self._training_batch(batch)
         torch.manual_seed(stream_key("forward", self.seed, self.global_step, self.global_rank))
-        logits = self._train_forward(images).float()
-        terms = self.loss_terms(Step(images, batch.labels, targets, logits, batch.index))
+        logits = self._train_forward(images)
+        logits, token_logits = logits if isinstance(logits, tuple) else (logits, None)
+        step = Step(
+            images, batch.labels, targets, logits.float(), batch.index,
+            variant=self.stream.variant(self.current_epoch),
+            token_logits=None if token_logits is None else token_logits.float(),
+            outputs=self._taps.take(),
+        )  # fmt: skip
+        terms = self.loss_terms(step)
         loss = self.total(terms).mean()
         return {"loss": loss, "terms": {name: value.detach().mean() for name, value in terms.items()}}
 
@@ -127,6 +143,11 @@ class VisionModule(pl.LightningModule):
         return {"logits": logits, "labels": batch.labels, "index": batch.index}
 
     test_step = validation_step
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move images and labels; the ids stay where their readers are, who would wait for a GPU."""
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)._replace(index=batch.index)
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -142,6 +163,8 @@ class VisionModule(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step + 1)
+        for term in self.terms:
+            term.after_step(self.model, self.global_step + 1)
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -159,6 +182,9 @@ class VisionModule(pl.LightningModule):
                 value=recipe.opt_args,
                 remedy="e.g. '+recipe.opt_args.betas=[0.9,0.95]' with adamw",
             ) from None
+        learnt = [parameter for parameter in self.term_modules.parameters() if parameter.requires_grad]
+        if learnt:
+            optimizer.add_param_group({"params": learnt})
         self.scheduler = _schedule(optimizer, recipe, self._total_steps(self._world_size()))
         return optimizer
 
@@ -181,14 +207,19 @@ class VisionModule(pl.LightningModule):
     def _world_size(self) -> int:
         return 1 if self._trainer is None else self.trainer.world_size
 
-    def _training_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def augmented(self, batch: Any, epoch: int) -> Tensor:
+        """The batch's images (B, C, H, W) as training sees them, before samples are mixed."""
         images = self.normalise(batch.images)
         if self._erasing is not None:
             self._erasing.device = str(images.device)
             with _keyed_random(0):
                 for image, index in zip(images, batch.index.tolist(), strict=True):
-                    random.seed(stream_key("erasing", self.seed, self.current_epoch, index))
+                    random.seed(self.stream.key("erasing", epoch, index))
                     self._erasing(image)
+        return images
+
+    def _training_batch(self, batch: Any) -> tuple[Tensor, Tensor]:
+        images = self.augmented(batch, self.current_epoch)
         if self._mixup is not None:
             with _keyed_random(stream_key("mixup", self.seed, self.global_step, self.global_rank)):
                 return self._mixup(images, batch.labels)

@@ -17,8 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from effvit_train.config import Config
 from effvit_train.errors import UserError
+from effvit_train.keys import AugmentStream
+from effvit_train.models.config import ModelConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from pytorch_lightning import Callback
     from torch import Tensor, nn
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 # What a part can do, in the words that other parts refuse.
 MIXES_SAMPLES = "mixes samples"
 READS_TRAINING_DATA = "reads the training data"
+UNDECLARED_DATA = "has learnt from data that nobody declared"
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Part:
         does: its capabilities (the constants above).
         refuses: capability -> why this part cannot stand it, in one clause.
         switch_off: takes the part out of a configuration; None where nothing can.
+        adapt: the model to build instead of the configured one; None leaves it.
+        stream: the views of the samples that it needs; None leaves a new one in every epoch.
     """
 
     name: str
@@ -51,14 +58,24 @@ class Part:
     does: frozenset[str] = frozenset()
     refuses: Mapping[str, str] = field(default_factory=dict)
     switch_off: Callable[[Config], None] | None = None
+    adapt: Callable[[Config], ModelConfig] | None = None
+    stream: Callable[[Config], AugmentStream | None] | None = None
 
 
 @dataclass(frozen=True)
 class Step:
     """What a loss term may look at: one training step, per sample.
 
-    Shapes: `images` (B, C, H, W) normalised, `labels` (B,), `targets` (B, K) probabilities,
-    `logits` (B, K), `index` (B,) sample ids.
+    Attributes:
+        images: (B, C, H, W) normalised.
+        labels: (B,).
+        targets: (B, K) probabilities.
+        logits: (B, K) of the class head.
+        index: (B,) sample ids, on the CPU.
+        variant: number of the view of the samples (see `keys.AugmentStream`).
+        token_logits: (B, K) of the distillation token's head, where the model has one.
+        outputs: name of a submodule -> what it gave, for those that a term taps.
+        memo: what the terms of one step share, such as one pass of a teacher.
     """
 
     images: Tensor
@@ -66,17 +83,33 @@ class Step:
     targets: Tensor
     logits: Tensor
     index: Tensor
+    variant: int = 0
+    token_logits: Tensor | None = None
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    memo: dict[str, Any] = field(default_factory=dict)
 
 
-class Term(Protocol):
-    """A named loss term; `weight` scales it in the total."""
+class Term:
+    """A named loss term.
+
+    Attributes:
+        name: of its curve.
+        weight: in the total loss.
+        taps: names of the model's submodules whose outputs it reads from `Step.outputs`.
+        module: what it learns or keeps beside the model: in every checkpoint, never shipped.
+    """
 
     name: str
-    weight: float
+    weight: float = 1.0
+    taps: tuple[str, ...] = ()
+    module: nn.Module | None = None
 
     def __call__(self, step: Step) -> Tensor:
         """Return the unreduced term, shape (B,)."""
-        ...
+        raise NotImplementedError
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Called after each optimizer step; `step` counts from 1."""
 
 
 @dataclass
@@ -88,12 +121,30 @@ class Attachment:
         label_weight: factor on the weight of the label term.
         callbacks: Lightning callbacks.
         provenance: entries of the card's `provenance`.
+        ahead: work on views of samples that can be done before the training (`effvit cache`).
     """
 
     terms: list[Term] = field(default_factory=list)
     label_weight: float = 1.0
     callbacks: list[Callback] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    ahead: Ahead | None = None
+
+
+class Ahead(Protocol):
+    """Work that can be done ahead for views of samples, and is kept where the training finds it."""
+
+    def missing(self, ids: npt.NDArray[np.int64], variant: int) -> npt.NDArray[np.bool_]:
+        """For which of the samples (n,) it is still to be done."""
+        ...
+
+    def fill(self, images: Tensor, ids: npt.NDArray[np.int64], variant: int) -> None:
+        """Do it for normalised images (B, C, H, W)."""
+        ...
+
+    def finish(self) -> None:
+        """All of it has been done: see that it lasts."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -104,10 +155,16 @@ class Context:
     keyed by everything that shaped it, and returns its run directory; a second call finds it.
     `test_accuracy(predict, mean, std)` is the accuracy on the test images of a function from images
     normalised with `mean` and `std` to logits.
+
+    `train_ids` are the sample ids of the training split (n,), ascending; `stream` says which views of
+    them the training shows; `device` is the type of device that it will use.
     """
 
     config: Config
     info: DataInfo
+    train_ids: npt.NDArray[np.int64]
+    stream: AugmentStream
+    device: str
     model: nn.Module
     record: ArchitectureRecord
     train: Callable[[Config, str], Path]

@@ -15,5 +15,8 @@ def techniques() -> dict[str, ModuleType]:
 
 
 def all_parts() -> list[Part]:
-    """Declarations of all techniques and of the recipe's features."""
-    return [*RECIPE_PARTS, *(module.PART for module in techniques().values())]
+    """Declarations of the recipe's features, of all techniques and of their features (`FEATURES`)."""
+    parts = list(RECIPE_PARTS)
+    for module in techniques().values():
+        parts += [module.PART, *getattr(module, "FEATURES", ())]
+    return parts

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from effvit_train.data import draws
 from effvit_train.data.augment import Augmenter
 from effvit_train.data.config import DatasetConfig
 from effvit_train.data.prepare import Prepared, prepare
@@ -21,7 +22,7 @@ from effvit_train.data.sampler import EvalSampler, TrainSampler, rank_and_world
 from effvit_train.data.source import cores
 from effvit_train.data.splits import SPLITS
 from effvit_train.errors import UserError
-from effvit_train.keys import stream_key
+from effvit_train.keys import AugmentStream, stream_key
 from effvit_train.signals import ignore_in_worker
 
 Ints = npt.NDArray[np.int64]
@@ -49,9 +50,11 @@ class Augment:
 
     Attributes:
         randaugment: timm's policy string, or None.
+        stream: which view of a sample an epoch shows; None = a new one in every epoch, by the run's seed.
     """
 
     randaugment: str | None = None
+    stream: AugmentStream | None = None
 
 
 class DataModule(pl.LightningDataModule):
@@ -86,6 +89,7 @@ class DataModule(pl.LightningDataModule):
         self._prepared = prepare(config, cache_dir=Path(cache_dir), say=say)
         self.info = self._prepared.info
         self._augmented = augment.randaugment is not None
+        self._stream = augment.stream or AugmentStream(seed)
         self._augmenter = Augmenter(
             config.augment,
             size=self.info.input_shape[-1],
@@ -106,9 +110,26 @@ class DataModule(pl.LightningDataModule):
             seed=self._seed,
             batch_size=self._batch_size,
         )
-        dataset = _Samples(prepared, self._seed, self._augmenter)
+        dataset = _Samples(prepared, self._stream, self._augmenter)
         workers = self._workers(cheap=prepared.in_memory and not self._augmented)
         return self._loader(dataset, sampler, self._batch_size, workers, persistent=workers > 0)
+
+    def train_batches(self, epoch: int) -> list[Ints]:
+        """Sample ids of the batches that one process trains on in this epoch, then of the remainder."""
+        order = draws.permutation(stream_key("order", self._seed, epoch), self.indices("train"))
+        return [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
+
+    def augmented_loader(self, batches: list[Ints], epoch: int) -> DataLoader:
+        """These samples as the training sees them in this epoch."""
+        prepared = self._prepared
+        positions = [(ids + epoch * len(prepared.labels)).tolist() for ids in batches]
+        return DataLoader(
+            _Samples(prepared, self._stream, self._augmenter),
+            batch_sampler=positions,
+            num_workers=self._workers(cheap=prepared.in_memory and not self._augmented),
+            collate_fn=_as_it_is,
+            worker_init_fn=ignore_in_worker,
+        )
 
     def val_dataloader(self) -> DataLoader:
         """The validation split, in its own order, as it is."""
@@ -120,7 +141,7 @@ class DataModule(pl.LightningDataModule):
 
     def eval_dataloader(self, split: str) -> DataLoader:
         """Any split (`train` and `unused` too), in its own order, without augmentation."""
-        dataset = _Samples(self._prepared, self._seed, None)
+        dataset = _Samples(self._prepared, self._stream, None)
         workers = self._workers(cheap=self._prepared.in_memory)
         return self._loader(dataset, EvalSampler(self.indices(split)), self._eval_batch_size, workers)
 
@@ -169,8 +190,8 @@ class DataModule(pl.LightningDataModule):
 class _Samples(Dataset):
     """Fetches and augments a whole batch at once; positions carry the epoch (see `TrainSampler`)."""
 
-    def __init__(self, prepared: Prepared, seed: int, augmenter: Augmenter | None) -> None:
-        self._source, self._seed, self._augmenter = prepared.source, seed, augmenter
+    def __init__(self, prepared: Prepared, stream: AugmentStream, augmenter: Augmenter | None) -> None:
+        self._source, self._stream, self._augmenter = prepared.source, stream, augmenter
         self._labels = prepared.labels
         self._size = prepared.info.input_shape[-1] if augmenter is None else prepared.train_size
 
@@ -185,7 +206,7 @@ class _Samples(Dataset):
         images = self._source.read(ids, self._size)
         if self._augmenter is not None:
             # a batch lies within one epoch
-            images = self._augmenter(images, ids, stream_key("augment", self._seed, int(epoch[0])))
+            images = self._augmenter(images, ids, self._stream.key("augment", int(epoch[0])))
         return Batch(torch.from_numpy(images), torch.from_numpy(self._labels[ids]), torch.from_numpy(ids))
 
 

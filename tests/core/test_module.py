@@ -16,7 +16,7 @@ from effvit_train.data.info import DataInfo
 from effvit_train.errors import UserError
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.module import LabelTerm, VisionModule, check_recipe, smooth
-from effvit_train.parts import Step
+from effvit_train.parts import Step, Term
 
 RECORD = ArchitectureRecord("none", {}, (1, 2, 2), ("a", "b", "c"), (0.5,), (0.25,))
 
@@ -46,7 +46,7 @@ def test_smoothing_equals_torchs():
 
 
 def test_total_is_the_weighted_sum_of_the_terms():
-    class Two:
+    class Two(Term):
         name, weight = "two", 0.25
 
         def __call__(self, step: Step) -> torch.Tensor:

@@ -1,100 +1,56 @@
-"""Distillation: learn from a teacher's outputs beside the labels (Hinton et al. 2015).
+"""Distillation: learn from teachers beside the labels, in several kinds that may be mixed.
 
-Adds one per-sample loss term. This file declares the technique and needs no torch.
+Adds per-sample loss terms (see `terms`). This file declares the technique and needs no torch.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Optional
+import hashlib
+from typing import TYPE_CHECKING, Any
 
-from effvit_train.config import Config, RecipeConfig
-from effvit_train.errors import UserError, at_least, between
+from effvit_train.compress.distill.config import DistillConfig, TrainedTeacherConfig
+from effvit_train.config import Config
+from effvit_train.keys import AugmentStream
 from effvit_train.models.config import ModelConfig
-from effvit_train.parts import READS_TRAINING_DATA, Attachment, Context, Part
+from effvit_train.parts import (
+    MIXES_SAMPLES,
+    READS_TRAINING_DATA,
+    UNDECLARED_DATA,
+    Attachment,
+    Context,
+    Part,
+)
 
 if TYPE_CHECKING:
-    from effvit_train.compress.distill.teacher import Teacher
+    from effvit_train.compress.distill.find import Found
+    from effvit_train.compress.distill.targets import Targets
+
+__all__ = ["FEATURES", "PART", "DistillConfig", "TrainedTeacherConfig", "attach"]
 
 
-@dataclass
-class TrainedTeacherConfig:
-    """`compress.distill.trained.*`: the teacher that is trained first where none is given.
-
-    It sees the student's training images, with its own recipe and seed, whatever `trainer.*` says.
-
-    Attributes:
-        model: its architecture; `name: auto` picks a convnet by image size.
-        recipe: its recipe.
-        max_epochs: its length, within the two limits below (see `epochs`).
-        min_steps: a small set is passed over more often, up to this many optimizer steps.
-        max_steps: a large set less often.
-        seed: of its weights, order and augmentation.
-    """
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    max_epochs: int = 60
-    min_steps: int = 2400
-    max_steps: int = 20_000
-    seed: int = 0
-
-    def epochs(self, images: int) -> int:
-        """Passes over `images` training images: `max_epochs`, or as many as the limits on steps allow."""
-        steps = max(1, images // self.recipe.batch_size)
-        return max(math.ceil(self.min_steps / steps), min(self.max_epochs, math.ceil(self.max_steps / steps)))
+def _on(config: Config) -> DistillConfig | None:
+    return config.compress.get("distill")
 
 
-@dataclass
-class DistillConfig:
-    """`compress.distill.*`.
+def _stream(config: Config) -> AugmentStream | None:
+    distill = _on(config)
+    if distill is None or distill.cache.epochs is None:
+        return None
+    return AugmentStream(distill.cache.seed, distill.cache.epochs)
 
-    Attributes:
-        teacher: a run directory of ours, or a timm model name; null trains one first.
-        pretrained: a timm teacher's published weights are loaded.
-        weights: a file with a timm teacher's weights, instead of the published ones.
-        temperature: softens both distributions (Hinton 2015, eq. 1).
-        weight: share of the distillation term in the loss; the labels keep the rest.
-        trained: the teacher that is trained first where none is given.
-    """
 
-    teacher: Optional[str] = None
-    pretrained: bool = True
-    weights: Optional[str] = None
-    temperature: float = 2.0
-    weight: float = 0.5
-    trained: TrainedTeacherConfig = field(default_factory=TrainedTeacherConfig)
+def _adapt(config: Config) -> ModelConfig:
+    distill = _on(config)
+    if distill is None or "token" not in distill.kinds:
+        return config.model
+    from effvit_train.compress.distill.student import with_token
 
-    def validate(self) -> None:
-        """Raise `UserError` for a value that cannot be."""
-        if not self.temperature > 0:
-            raise UserError(
-                "must be positive",
-                key="compress.distill.temperature",
-                value=self.temperature,
-                remedy="e.g. 2.0",
-            )
-        between("compress.distill.weight", self.weight, 0.0, 1.000001, example="0.5")
-        for key in ("max_epochs", "min_steps", "max_steps"):
-            at_least(f"compress.distill.trained.{key}", getattr(self.trained, key), 1)
-        if self.weights is not None and self.teacher is None:
-            raise UserError(
-                "are the weights of no teacher",
-                key="compress.distill.weights",
-                value=self.weights,
-                remedy="name its architecture too, e.g. compress.distill.teacher=resnet18",
-            )
-        if self.teacher is not None and os.path.isdir(os.path.expanduser(self.teacher)):
-            self.teacher = os.path.abspath(os.path.expanduser(self.teacher))  # found again on resume
-        if self.weights is not None:
-            self.weights = os.path.abspath(os.path.expanduser(self.weights))
-        try:
-            self.trained.model.validate()
-            self.trained.recipe.validate()
-        except UserError as error:
-            raise error.under("compress.distill.trained") from None
+    return with_token(config)
+
+
+def _undeclared(config: Config) -> bool:
+    distill = _on(config)
+    return distill is not None and distill.weights is not None and distill.teacher_data is None
 
 
 PART = Part(
@@ -103,17 +59,78 @@ PART = Part(
     active=lambda config: "distill" in config.compress,
     schema=DistillConfig,
     does=frozenset({READS_TRAINING_DATA}),
+    adapt=_adapt,
+    stream=_stream,
+)
+
+FEATURES = (
+    Part(
+        name="cache",
+        key="compress.distill.cache.epochs",
+        active=lambda config: _stream(config) is not None,
+        refuses={MIXES_SAMPLES: "finds what the teacher said of one image, not of a mixture"},
+    ),
+    Part(
+        name="a foreign teacher",
+        key="compress.distill.weights",
+        active=_undeclared,
+        does=frozenset({UNDECLARED_DATA}),
+    ),
 )
 
 
 def attach(config: Config, context: Context) -> Attachment:
-    """Find or train the teacher and return the distillation term (see `term.SoftTerm`)."""
-    from effvit_train.compress.distill.teacher import find_teacher
-    from effvit_train.compress.distill.term import SoftTerm
+    """Find or train the teachers and return the terms of the configured kinds."""
+    from effvit_train.compress.distill.targets import CachedTargets, SameTeacher
+    from effvit_train.compress.distill.terms import make_terms
 
     distill: DistillConfig = config.compress["distill"]
-    teacher: Teacher = find_teacher(distill, context)
-    term = SoftTerm(teacher, context.info, temperature=distill.temperature, weight=distill.weight)
+    if "token" in distill.kinds:
+        context.model.set_distilled_training(True)  # type: ignore[operator]
+    provenance: dict[str, Any] = {"name": context.record.name, "source": "self", "kinds": distill.kinds}
+    targets: Targets | None = None
+    callbacks: list[Any] = []
+    result: dict[str, Any] = {"teacher": provenance}
+    if distill.needs_teacher:
+        from effvit_train.compress.distill.find import find_teachers
+
+        found = find_teachers(distill, context)
+        targets, provenance = _targets(distill, context, found)
+        digest = hashlib.sha256("".join(teacher.digest for teacher in found).encode()).hexdigest()
+        store = targets.store if isinstance(targets, CachedTargets) else None
+        callbacks.append(SameTeacher(digest, store, context.say))
+        result = {"teacher": provenance | {"kinds": distill.kinds}}
     return Attachment(
-        terms=[term], label_weight=1.0 - distill.weight, provenance={"teacher": teacher.provenance}
+        terms=make_terms(distill, context.model, targets, context.info, config.seed),
+        label_weight=1.0 - distill.share,
+        callbacks=callbacks,
+        provenance=result,
+        ahead=targets if isinstance(targets, CachedTargets) else None,
     )
+
+
+def _targets(distill: DistillConfig, context: Context, found: list[Found]) -> tuple[Targets, dict[str, Any]]:
+    """What the terms learn from, and the card's `provenance.teacher`."""
+    from effvit_train.compress.distill.cache import open_store
+    from effvit_train.compress.distill.find import ensemble_provenance
+    from effvit_train.compress.distill.losses import ensemble
+    from effvit_train.compress.distill.targets import CachedTargets, LiveTargets
+
+    provenance = found[0].provenance
+    teachers = None
+    if distill.cache.epochs is None or len(found) > 1:
+        teachers = [teacher.load() for teacher in found]
+    if len(found) > 1:
+        assert teachers is not None
+        members = teachers
+        accuracy = context.test_accuracy(
+            lambda images: ensemble([teacher(images)[0] for teacher in members]),
+            context.info.mean,
+            context.info.std,
+        )
+        provenance = ensemble_provenance([teacher.provenance for teacher in found], accuracy)
+    if distill.cache.epochs is None:
+        assert teachers is not None
+        return LiveTargets(teachers), provenance
+    store, cached = open_store(distill, context, [teacher.digest for teacher in found])
+    return CachedTargets(store, lambda: [teacher.load() for teacher in found]), provenance | {"cache": cached}

@@ -1,0 +1,285 @@
+"""The loss terms of distillation, one per kind; each gives one number per sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from typing_extensions import override
+
+from effvit_train.compress.distill import blocks
+from effvit_train.compress.distill.config import DistillConfig, FeatureConfig, RelationConfig
+from effvit_train.compress.distill.losses import feature_loss, hard_loss, relation_loss, soft_loss
+from effvit_train.compress.distill.targets import LiveTargets, Targets
+from effvit_train.data.info import DataInfo
+from effvit_train.errors import UserError
+from effvit_train.keys import stream_key
+from effvit_train.parts import Step, Term
+
+_KEY = "compress.distill"
+
+
+def student_logits(step: Step) -> Tensor:
+    """The head that learns from the teacher: the distillation token's where there is one."""
+    return step.logits if step.token_logits is None else step.token_logits
+
+
+class SoftTerm(Term):
+    """Kind `soft`: the teacher's distribution (Hinton et al. 2015)."""
+
+    name = "soft"
+
+    def __init__(self, targets: Targets, *, temperature: float, weight: float) -> None:
+        self.targets, self.temperature, self.weight = targets, temperature, weight
+
+    @override
+    def __call__(self, step: Step) -> Tensor:
+        return soft_loss(student_logits(step), self.targets.log_probs(step), self.temperature)
+
+
+class HardTerm(Term):
+    """Kind `hard`: the class that the teacher holds likeliest (Touvron et al. 2021)."""
+
+    name = "hard"
+
+    def __init__(self, targets: Targets, *, weight: float) -> None:
+        self.targets, self.weight = targets, weight
+
+    @override
+    def __call__(self, step: Step) -> Tensor:
+        return hard_loss(student_logits(step), self.targets.log_probs(step))
+
+
+class SelfTerm(Term):
+    """Kind `self`: the distribution of the moving average of the student's own weights.
+
+    (Tarvainen & Valpola 2017, mean teacher, with Hinton's soft loss for the consistency cost.) It sees
+    the same view; the average is part of the training's state.
+    """
+
+    name = "self"
+
+    def __init__(self, model: nn.Module, *, decay: float, temperature: float, weight: float) -> None:
+        self.temperature, self.weight = temperature, weight
+        self.module = self._average = _Average(model, decay)
+
+    @override
+    def __call__(self, step: Step) -> Tensor:
+        with torch.no_grad():
+            target = self._average(step.images).float()
+        student = step.logits
+        if step.token_logits is not None:
+            student = (step.logits + step.token_logits) / 2  # as the average answers
+        return soft_loss(student, target, self.temperature)
+
+    @override
+    def after_step(self, model: nn.Module, step: int) -> None:
+        self._average.average.update(model, step=step)
+
+
+class _Average(nn.Module):
+    """A moving average of a model, for ever in evaluation mode."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.average = ModelEmaV3(model, decay=decay, use_warmup=True)
+        self.average.module.requires_grad_(False)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.average.module(images)
+
+    def train(self, mode: bool = True) -> _Average:
+        return super().train(False)
+
+
+class FeatureTerm(Term):
+    """Kind `feature`: the teacher's inner features, through a learned projection (FitNets).
+
+    The projection is part of the training's state and is not shipped.
+
+    Args:
+        student: the model that is trained.
+        targets: the teachers, live; the first one's features are learnt.
+        info: the student's data.
+        config: `compress.distill.feature`.
+        seed: of the projection's weights.
+
+    Raises:
+        UserError: one of the two has no such block, or no square grid of features.
+    """
+
+    name = "feature"
+
+    def __init__(
+        self, student: nn.Module, targets: LiveTargets, info: DataInfo, config: FeatureConfig, seed: int
+    ) -> None:
+        self.weight, self.loss = config.weight, config.loss
+        self._targets, self._student, self._teacher = targets, student, targets.teachers[0].model
+        key = f"{_KEY}.feature.blocks"
+        names = blocks.stages(student)
+        self.taps = tuple(blocks.resolve(k, names, key=key, whose="student") for k in config.blocks)
+        own = blocks.widths(student, info.input_shape, self.taps)
+        self.teacher_taps = self._choose(config, names, own, info)
+        view = targets.teachers[0].view
+        shape = (view.channels, *(view.size or info.input_shape[1:]))
+        others = blocks.widths(self._teacher, shape, self.teacher_taps)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_key("distill.feature", seed))
+            self.module = self._projections = nn.ModuleList(
+                nn.Linear(own[a][1], others[b][1]) for a, b in zip(self.taps, self.teacher_taps, strict=True)
+            )
+
+    @override
+    def __call__(self, step: Step) -> Tensor:
+        said = self._targets.outputs(step, 0)
+        losses = []
+        for name, other, projection in zip(self.taps, self.teacher_taps, self._projections, strict=True):
+            own = blocks.patches(self._student, step.outputs[name])
+            target = blocks.patches(self._teacher, said[other])
+            own, target = blocks.same_grid(own, target)
+            losses.append(feature_loss(projection(own).float(), target, self.loss))
+        return torch.stack(losses).mean(dim=0)
+
+    def _choose(
+        self, config: FeatureConfig, names: Sequence[str], own: dict[str, tuple[int, int]], info: DataInfo
+    ) -> tuple[str, ...]:
+        found = blocks.stages(self._teacher)
+        if config.teacher_blocks is not None or not found:
+            wanted = config.teacher_blocks or [-1]
+            key = f"{_KEY}.feature.teacher_blocks"
+            return tuple(blocks.resolve(k, found, key=key, whose="teacher") for k in wanted)
+        if found[0].startswith("blocks.") and hasattr(self._teacher, "num_prefix_tokens"):
+            return tuple(
+                found[blocks.same_depth(names.index(name), len(names), len(found))] for name in self.taps
+            )
+        view = self._targets.teachers[0].view
+        shape = (view.channels, *(view.size or info.input_shape[1:]))
+        grids = blocks.widths(self._teacher, shape, found)
+        return tuple(
+            next((name for name in reversed(found) if 2 * grids[name][0] >= own[tap][0]), found[0])
+            for tap in self.taps
+        )
+
+
+class RelationTerm(Term):
+    """Kind `relation`: how the teacher's patches relate to one another (MiniLMv2).
+
+    Needs no projection: what is compared are relations between positions, whatever the widths and the
+    numbers of heads.
+
+    Args:
+        student: the model that is trained.
+        targets: the teachers, live; the first that has such an attention is learnt from.
+        config: `compress.distill.relation`.
+
+    Raises:
+        UserError: the student or all teachers have no attention between all patches.
+    """
+
+    name = "relation"
+
+    def __init__(self, student: nn.Module, targets: LiveTargets, config: RelationConfig) -> None:
+        self.weight = config.weight
+        self._targets, self._student, self._relations = targets, student, tuple(config.relations)
+        own = _attention(student)
+        if not own:
+            raise UserError(
+                "the student has no attention between all its patches", key=f"{_KEY}.kinds", value="relation",
+                remedy="choose a ViT, e.g. model=vit_s, or leave relation out",
+            )  # fmt: skip
+        able = [k for k, teacher in enumerate(targets.teachers) if _attention(teacher.model)]
+        if not able:
+            raise UserError(
+                "the teacher has no attention between all its patches", key=f"{_KEY}.kinds", value="relation",
+                remedy=f"give a ViT as teacher, or leave {_KEY}.teacher out: one is trained",
+            )  # fmt: skip
+        self.which = able[0]
+        self._teacher = targets.teachers[self.which].model
+        theirs = _attention(self._teacher)
+        tap = blocks.resolve(config.block, own, key=f"{_KEY}.relation.block", whose="student")
+        index = config.teacher_block
+        if index is None:
+            index = blocks.same_depth(own.index(tap), len(own), len(theirs))
+        self.teacher_tap = blocks.resolve(
+            index, theirs, key=f"{_KEY}.relation.teacher_block", whose="teacher"
+        )
+        self.taps = (tap,)
+        widths = (_width(student, tap), _width(self._teacher, self.teacher_tap))
+        common = math.gcd(*widths)
+        heads = config.heads
+        if heads is None:
+            most = int(student.get_submodule(tap.removesuffix(".qkv")).num_heads)  # type: ignore[arg-type]
+            heads = max(h for h in range(1, most + 1) if common % h == 0)
+        elif common % heads:
+            raise UserError(
+                f"does not divide the widths {widths[0]} and {widths[1]} of student and teacher",
+                key=f"{_KEY}.relation.heads", value=heads, remedy=f"a divisor of {common}",
+            )  # fmt: skip
+        self.heads = heads
+
+    @override
+    def __call__(self, step: Step) -> Tensor:
+        said = self._targets.outputs(step, self.which)[self.teacher_tap]
+        own = _query_key_value(self._student, step.outputs[self.taps[0]])
+        theirs = _query_key_value(self._teacher, said)
+        losses = [
+            relation_loss(*blocks.same_grid(own[name], theirs[name]), self.heads) for name in self._relations
+        ]
+        return torch.stack(losses).sum(dim=0)
+
+
+def _attention(model: nn.Module) -> list[str]:
+    """Names of the projections to query, key and value of blocks that see all patches."""
+    names = [f"{name}.attn.qkv" for name in blocks.stages(model) if name.startswith("blocks.")]
+    known = dict(model.named_modules())
+    return [name for name in names if isinstance(known.get(name), nn.Linear)]
+
+
+def _width(model: nn.Module, name: str) -> int:
+    return model.get_submodule(name).out_features // 3  # type: ignore[operator,return-value]
+
+
+def _query_key_value(model: nn.Module, output: Tensor) -> dict[str, Tensor]:
+    return dict(zip(("query", "key", "value"), blocks.patches(model, output).chunk(3, dim=-1), strict=True))
+
+
+def make_terms(
+    config: DistillConfig, student: nn.Module, targets: Targets | None, info: DataInfo, seed: int
+) -> list[Term]:
+    """The terms of the configured kinds; the logit kinds share `config.share` equally."""
+    terms: list[Term] = []
+    kinds = config.logit_kinds
+    share = config.share / max(1, len(kinds))
+    if "soft" in kinds:
+        assert targets is not None
+        terms.append(SoftTerm(targets, temperature=config.temperature, weight=share))
+    if "hard" in kinds:
+        assert targets is not None
+        terms.append(HardTerm(targets, weight=share))
+    if "feature" in config.kinds:
+        assert isinstance(targets, LiveTargets)
+        terms.append(FeatureTerm(student, targets, info, config.feature, seed))
+    if "relation" in config.kinds:
+        assert isinstance(targets, LiveTargets)
+        terms.append(RelationTerm(student, targets, config.relation))
+    if "self" in kinds:
+        terms.append(SelfTerm(student, decay=config.ema.decay, temperature=config.temperature, weight=share))
+    _tap_teachers(terms, targets)
+    return terms
+
+
+def _tap_teachers(terms: list[Term], targets: Targets | None) -> None:
+    if not isinstance(targets, LiveTargets):
+        return
+    wanted: list[set[str]] = [set() for _ in targets.teachers]
+    for term in terms:
+        if isinstance(term, FeatureTerm):
+            wanted[0] |= set(term.teacher_taps)
+        if isinstance(term, RelationTerm):
+            wanted[term.which].add(term.teacher_tap)
+    for teacher, names in zip(targets.teachers, wanted, strict=True):
+        teacher.tap(names)
