@@ -1,4 +1,4 @@
-"""The command line: `python train.py ...` and `effvit train|cost|report|runs ...`.
+"""The command line: `python train.py ...` and `effvit train|cache|cost|report|runs ...`.
 
 Imports late: `--help` and a wrong override answer before torch is loaded.
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "train": "train a model and write its card (the same as python train.py)",
+    "cache": "let a teacher judge the training images ahead of the runs that learn from it",
     "cost": "what any model would cost on this machine, without training it [--json]",
     "report": "render the cards of finished runs again [--out DIR]",
     "runs": "the runs below a directory: status, epochs, accuracy, age, how to resume [--json]",
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "=" in command:  # how Lightning starts the other processes of `effvit train trainer=ddp`
         train(arguments)
         return
-    actions = {"train": train, "cost": cost, "report": report, "runs": runs}
+    actions = {"train": train, "cache": cache, "cost": cost, "report": report, "runs": runs}
     if command not in actions:
         hint = did_you_mean(command, COMMANDS) or "see effvit --help"
         _fail(UserError(f"unknown command '{command}' (there are {', '.join(COMMANDS)})", remedy=hint))
@@ -67,6 +68,35 @@ def train(argv: Sequence[str] | None = None) -> None:
         print(_train_help())
         sys.exit(0)
     _with_hydra(_task, _redirect_run_dir(_redirect_resume(_redirect_queued_again(arguments))))
+
+
+def cache(argv: Sequence[str]) -> None:
+    """`effvit cache [overrides]`: builds the cache of the teacher that `effvit train` would learn from."""
+    if {"-h", "--help"} & set(argv):
+        print(
+            "usage: effvit cache compress=distill compress.distill.cache.epochs=N [group=option ...] [key=value ...]\n\n"
+            "Lets the teacher judge N views of each training image and keeps what it says: the same overrides as for\n"
+            "training. A build that was interrupted goes on. Example:\n"
+            "  effvit cache model=vit_s compress=distill compress.distill.cache.epochs=10"
+        )
+        sys.exit(0)
+    if {"-m", "--multirun"} & set(argv):
+        _fail(UserError("effvit cache builds one cache at a time", remedy="leave out -m"))
+
+    def task(cfg: DictConfig, overrides: list[str]) -> None:
+        config = _load(cfg, overrides)
+        from effvit_train.cache_command import build_cache
+        from effvit_train.signals import Interrupted, Stop
+
+        stop = Stop()
+        try:
+            with stop:
+                build_cache(config, stop)
+        except Interrupted:
+            print("\ninterrupted; the same command goes on")
+            sys.exit(130)
+
+    _with_hydra(task, [*argv, "hydra.run.dir=.", "hydra.output_subdir=null"])
 
 
 def cost(argv: Sequence[str]) -> None:

@@ -145,11 +145,6 @@ class VisionModule(pl.LightningModule):
     test_step = validation_step
 
     @override
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move images and labels; the ids stay where their readers are, who would wait for a GPU."""
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)._replace(index=batch.index)
-
-    @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate as a function of the position: nothing to restore on resume."""
         assert self.scheduler is not None

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from typing_extensions import override
 
 from effvit_train.data import draws
 from effvit_train.data.augment import Augmenter
@@ -144,6 +145,11 @@ class DataModule(pl.LightningDataModule):
         dataset = _Samples(self._prepared, self._stream, None)
         workers = self._workers(cheap=self._prepared.in_memory)
         return self._loader(dataset, EvalSampler(self.indices(split)), self._eval_batch_size, workers)
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move images and labels; the ids stay where their readers are, who would wait for a GPU."""
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)._replace(index=batch.index)
 
     def indices(self, split: str) -> Ints:
         """Sample ids of a split, ascending: the order of its evaluation."""

@@ -72,7 +72,7 @@ class Format:
                 np.take_along_axis(log_probs, others, axis=1).astype(np.float64), axis=1
             )
             records["rest"] = np.clip(left - np.log(others.shape[1]), _LOWEST, None)
-        records["value"] = np.clip(kept, _LOWEST, None) if self.dtype == "float16" else kept
+        records["value"] = _half(kept) if self.dtype == "float16" else kept
         return records
 
     def decode(self, records: npt.NDArray[Any]) -> Floats:
@@ -213,6 +213,15 @@ class Store:
 
     def _file(self, variant: int, shard: int) -> Path:
         return self.path / f"variant-{variant:05d}" / f"{shard:05d}.bin"
+
+
+def _half(log_probs: Floats) -> npt.NDArray[np.float16]:
+    """Rounded to float16, without a tie where there is none: the likeliest class stays the likeliest."""
+    rounded = np.clip(log_probs, _LOWEST, None).astype(np.float16)
+    best = log_probs.argmax(axis=1)[:, None]
+    tie = rounded == np.take_along_axis(rounded, best, axis=1)
+    np.put_along_axis(tie, best, False, axis=1)
+    return np.where(tie, np.nextafter(rounded, np.float16(-np.inf)), rounded)
 
 
 def _checksum(record: bytes, index: int, variant: int) -> int:

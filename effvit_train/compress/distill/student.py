@@ -38,35 +38,32 @@ def with_token(config: Config) -> ModelConfig:
         )  # fmt: skip
     body = _body(plain)
     if body is not None:
-        patch = {} if model.patch_size is not None else {"patch_size": body.pop("patch_size")}
-        body.pop("patch_size", None)
-        same = _shapes(meta_build(_DISTILLED, args | body)) == _shapes(plain)
-        if same:
-            return dataclasses.replace(
-                model, name=_DISTILLED, args=args | body, patch_size=patch.get("patch_size", model.patch_size)
-            )
+        own_patch = body.pop("patch_size")
+        if _layers(meta_build(_DISTILLED, args | body)) == _layers(plain):
+            patch = own_patch if model.patch_size is None else model.patch_size
+            return dataclasses.replace(model, name=_DISTILLED, args=args | body, patch_size=patch)
     raise UserError(
         f"{model.name} cannot be given a distillation token: only plain ViTs with a class token can",
         key=_KEY, value="token", remedy="choose e.g. model=vit_s or model=deit_s, or leave token out",
     )  # fmt: skip
 
 
-def _body(model: nn.Module) -> dict[str, Any] | None:
+def _body(model: Any) -> dict[str, Any] | None:
     """The arguments of timm's ViT that give this body; None for a model of another kind."""
     try:
-        blocks: Any = model.blocks
+        block = model.blocks[0]
         return {
-            "embed_dim": int(model.embed_dim),  # type: ignore[arg-type]
-            "depth": len(blocks),
-            "num_heads": int(blocks[0].attn.num_heads),
-            "mlp_ratio": blocks[0].mlp.fc1.out_features / int(model.embed_dim),  # type: ignore[arg-type]
-            "patch_size": int(model.patch_embed.patch_size[0]),  # type: ignore[union-attr,index,arg-type]
+            "embed_dim": int(model.embed_dim),
+            "depth": len(model.blocks),
+            "num_heads": int(block.attn.num_heads),
+            "mlp_ratio": block.mlp.fc1.out_features / int(model.embed_dim),
+            "patch_size": int(model.patch_embed.patch_size[0]),
         }
     except (AttributeError, IndexError, TypeError):
         return None
 
 
-def _shapes(model: nn.Module) -> list[tuple[str, str, str]]:
+def _layers(model: nn.Module) -> list[tuple[str, str, str]]:
     """Every module inside the blocks with its kind and settings: the two bodies compute the same."""
     return [
         (name, type(module).__name__, module.extra_repr())
