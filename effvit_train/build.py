@@ -36,6 +36,7 @@ from effvit_train.parts import Ahead, Attachment, Context
 from effvit_train.precision import Precision, choose_precision
 from effvit_train.report.tracking import Tracker
 from effvit_train.runs import RunDir
+from effvit_train.seen import Seen, merge, of_start, of_training
 from effvit_train.signals import Stop
 from effvit_train.techniques import techniques
 
@@ -135,8 +136,11 @@ def build(
         compiled=config.trainer.compile,
     )
     provenance: dict[str, Any] = {"teacher": None, "privacy": None, "pruning": None}
+    seen = [of_training(info), of_start(config.model)]
     for attachment in attached:
+        seen.append(attachment.provenance.get("seen") or [])
         provenance |= attachment.provenance
+    provenance["seen"] = merge(*seen)
     try:
         module.configure_optimizers()  # refuse now what would fail after the run has begun
     except (AssertionError, ImportError, RuntimeError) as error:
@@ -181,6 +185,7 @@ def make_trainer(
     io = CheckpointIO(run_dir, found)
     callbacks: list[pl.Callback] = [
         *built.callbacks,
+        Seen(built.provenance["seen"]),
         Curves(run_dir.metrics, len(built.record.classes), tracker.log, settings.log_every_n_steps, say),
         Checkpoints(
             run_dir,

@@ -40,6 +40,7 @@ from effvit_train.runs import (
     versions,
     write_config,
 )
+from effvit_train.seen import of_start, to_text
 from effvit_train.signals import Interrupted, Stop
 from effvit_train.teachers import teacher_trainer
 
@@ -245,7 +246,9 @@ def _checkpoint(job: Job) -> Found | None:
         f", {position['batches']} batches on" if position["batches"] else ""
     )
     job.say(f"going on from step {position['step']:,} (after {where}; {found.path.name})")
-    # the checkpoint replaces what the run started from, which may be gone
+    # the checkpoint replaces what the run started from, which may be gone; an older one does not say what
+    # that had seen, so it is told here
+    found.content.setdefault("seen", of_start(job.config.model))
     job.config.model.weights, job.config.model.pretrained = None, False
     return found
 
@@ -282,7 +285,8 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
         return None
     run_dir, io = job.run_dir, trainer.strategy.checkpoint_io
     assert isinstance(io, CheckpointIO)
-    save_model(built.module.shipped, built.record, run_dir.path)
+    seen = {"seen": to_text(built.provenance["seen"])}
+    save_model(built.module.shipped, built.record, run_dir.path, metadata=seen)
     predictions.write(run_dir.predictions)
     if io.error is not None:  # told then as a warning; now it is what the run ends with
         raise io.error

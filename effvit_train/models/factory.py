@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -60,15 +61,36 @@ def create(
     return model, record
 
 
-def save_model(model: nn.Module, record: ArchitectureRecord, run_dir: str | Path) -> None:
-    """Write `model.safetensors` and `model.json` into `run_dir`, each atomically."""
+def save_model(
+    model: nn.Module,
+    record: ArchitectureRecord,
+    run_dir: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write `model.safetensors` and `model.json` into `run_dir`, each atomically.
+
+    `metadata` is further text for the header of `model.safetensors`. The same arguments give the same bytes.
+    """
     # Every tensor is copied: safetensors refuses tensors that share memory or are not contiguous.
     state = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()
     }
     with atomic_path(Path(run_dir) / MODEL_FILE) as temporary:
-        temporary.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
+        content = safetensors.torch.save(state, metadata={"format": "pt", **(metadata or {})})
+        with open(temporary, "wb") as file:
+            file.writelines(_sorted_metadata(content))
     record.write(Path(run_dir) / RECORD_FILE)
+
+
+def _sorted_metadata(content: bytes) -> tuple[bytes, bytes, memoryview]:
+    """The same safetensors file in three parts; the library writes its metadata in an order of chance."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little"), text, memoryview(content)[start:]
 
 
 def load_model(run_dir: str | Path) -> nn.Module:
@@ -77,17 +99,33 @@ def load_model(run_dir: str | Path) -> nn.Module:
     Raises `UserError` when `model.json` or `model.safetensors` is missing, damaged or they do not
     belong together.
     """
-    record = ArchitectureRecord.read(Path(run_dir) / RECORD_FILE)
+    model = _rebuild(ArchitectureRecord.read(Path(run_dir) / RECORD_FILE), Path(run_dir))
+    load_weights(model, Path(run_dir) / MODEL_FILE)
+    return model.eval()
+
+
+def _rebuild(record: ArchitectureRecord, run_dir: Path) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
-            model = build(record)
+            return build(record)
     except Exception as error:  # timm raises whatever its layers raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot rebuild the model of {Path(run_dir) / RECORD_FILE}: {reason}",
+            f"cannot rebuild the model of {run_dir / RECORD_FILE}: {reason}",
             remedy="use the versions of timm and effvit_train that wrote it",
         ) from None
-    load_weights(model, Path(run_dir) / MODEL_FILE)
+
+
+def inspect_model(run_dir: str | Path) -> nn.Module:
+    """What a run shipped, on the meta device: its weights are compared with the record, but not read.
+
+    Raises `UserError` as `load_model` does.
+    """
+    record = ArchitectureRecord.read(Path(run_dir) / RECORD_FILE)
+    with torch.device("meta"):
+        model = _rebuild(record, Path(run_dir))
+    path = Path(run_dir) / MODEL_FILE
+    weights.check_same(weights.read_shapes(path), model.state_dict(), source=str(path))
     return model.eval()
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 
 import effvit_train
@@ -42,6 +43,22 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     save_model(model.to(memory_format=torch.channels_last), record, tmp_path / "b")
     one, two = (tmp_path / d / "model.safetensors" for d in "ab")
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_metadata_is_in_the_file_in_the_same_order_every_time(tmp_path: Path) -> None:
+    model, record = made()
+    metadata = {"seen": '[{"name": "é"}]', "a": "1", "z": "2"}
+    contents = set()
+    for _ in range(10):  # the library's own order is one of 24
+        save_model(model, record, tmp_path, metadata=metadata)
+        contents.add((tmp_path / "model.safetensors").read_bytes())
+    (content,) = contents
+    assert content[8:].startswith(b'{"__metadata__":{"a":"1","format":"pt","seen":')
+    assert int.from_bytes(content[:8], "little") % 8 == 0
+    with safetensors.safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt", **metadata}
+    loaded = load_model(tmp_path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
