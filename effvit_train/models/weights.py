@@ -114,6 +114,21 @@ def read_safetensors(path: Path) -> State:
         raise UserError(f"{path} is damaged ({_line(error)})", remedy="give another file") from None
 
 
+def read_shapes(path: Path) -> State:
+    """What a safetensors file says that it holds, as tensors on the meta device; nothing else is read.
+
+    Raises `UserError` when the file is missing or its header or size is not right.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # no mapping
+    except FileNotFoundError:
+        raise UserError(f"no weights at {path}", remedy="give the directory of a finished run") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({_line(error)})", remedy="give another file") from None
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
 def check_same(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: str) -> None:
     """Raise `UserError` naming the first keys that are missing, superfluous or of another shape."""
     complaint = _difference(state, wanted)

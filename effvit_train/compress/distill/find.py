@@ -19,7 +19,7 @@ from effvit_train.compress.distill.teacher import Teacher, View
 from effvit_train.config import Config
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.models.config import ModelConfig
-from effvit_train.models.factory import count_parameters, create, load_model
+from effvit_train.models.factory import count_parameters, create, inspect_model, load_model
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.parts import Context
 from effvit_train.runs import RunDir
@@ -109,7 +109,7 @@ def _from_run(path: Path, source: str, context: Context) -> Found:
             f"knows the classes {_list(record.classes)}, the data has {_list(context.info.classes)}",
             key=_KEY, value=path, remedy="give a teacher trained on the same classes",
         )  # fmt: skip
-    model = load_model(path)  # now: what cannot be loaded is told before anything is trained
+    model = inspect_model(path)  # what cannot be loaded is told before anything is trained
     card = Card.read(run.card)
     data = card.provenance.get("dataset") or {}
     same = data.get("fingerprint") == context.info.fingerprint
@@ -127,7 +127,7 @@ def _from_run(path: Path, source: str, context: Context) -> Found:
         "run_dir": str(path),
         "accuracy": card.measures.get("quality/accuracy")
         if same
-        else _accuracy(Teacher(model, view), context),
+        else _accuracy(Teacher(load_model(path), view), context),
         "params": count_parameters(model),
         "epochs": card.run.get("epochs"),
         "fast_dev_run": card.run.get("fast_dev_run"),
