@@ -83,6 +83,10 @@ def test_every_kind_at_once(tmp_path, monkeypatch):
     assert found["name"] == "vit_tiny_patch16_224"  # relations need a ViT
     own = json.loads((Path(found["run_dir"]) / "card.json").read_text())
     assert found["measures"]["quality/accuracy"] == own["measures"]["quality/accuracy"] == found["accuracy"]
+    data = card(run)["provenance"]["dataset"]["fingerprint"]
+    assert [(entry["data"], entry["via"]) for entry in card(run)["provenance"]["seen"]] == [
+        (data, "training"), (data, "teacher"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kinds", ["soft", "hard,token"])
@@ -245,12 +249,16 @@ def test_a_foreign_teacher_is_declared_or_the_card_says_that_it_is_not(tmp_path,
     assert (found["source"], found["declared"], found["measures"]) == ("file", None, None)
     declared = (
         *foreign,
-        "compress.distill.teacher_data=the clinic's archive",
+        "compress.distill.teacher_data=the clinic archive",
         "compress.distill.image_size=16",
     )
     run_in(tmp_path, monkeypatch, *QUICK, *declared, "run_dir=declared")
     assert "not declared" not in capfd.readouterr().out
-    assert card(tmp_path / "declared")["provenance"]["teacher"]["declared"] == "the clinic's archive"
+    found = card(tmp_path / "declared")["provenance"]
+    assert found["teacher"]["declared"] == "the clinic archive"
+    own, foreign = found["seen"]
+    assert (own["name"], own["via"], own["images"]) == ("digits", "training", 1257)
+    assert (foreign["name"], foreign["via"], foreign["declared"]) == ("the clinic archive", "teacher", True)
 
 
 def test_the_cache_and_mixtures(tmp_path, monkeypatch, capfd):

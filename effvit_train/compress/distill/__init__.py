@@ -93,13 +93,15 @@ def attach(config: Config, context: Context) -> Attachment:
     result: dict[str, Any] = {"teacher": provenance}
     if distill.needs_teacher:
         from effvit_train.compress.distill.find import find_teachers
+        from effvit_train.seen import inherited, merge
 
         found = find_teachers(distill, context)
         targets, provenance = _targets(distill, context, found)
         digest = hashlib.sha256("".join(teacher.digest for teacher in found).encode()).hexdigest()
         store = targets.store if isinstance(targets, CachedTargets) else None
         callbacks.append(SameTeacher(digest, store, context.say))
-        result = {"teacher": provenance | {"kinds": distill.kinds}}
+        lists = [inherited(teacher.provenance["seen"], "teacher") for teacher in found]
+        result = {"teacher": provenance | {"kinds": distill.kinds}, "seen": merge(*lists)}
     return Attachment(
         terms=make_terms(distill, context.model, targets, context.info, config.seed),
         label_weight=1.0 - distill.share,

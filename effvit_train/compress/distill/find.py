@@ -13,6 +13,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from effvit_train import seen
 from effvit_train.card import Card
 from effvit_train.compress.distill.config import DistillConfig
 from effvit_train.compress.distill.teacher import Teacher, View
@@ -135,7 +136,7 @@ def _from_run(path: Path, source: str, context: Context) -> Found:
         "same_data": same,
         "measures": own,
         "missing": {key: reason for key, reason in card.missing.items() if key in own},
-        "seen": card.provenance.get("seen"),
+        "seen": seen.of_run(path) or seen.foreign(None, "training"),
         "declared": None,
     }
     return Found(provenance, digest, lambda: Teacher(load_model(path), view))
@@ -182,7 +183,7 @@ def _from_timm(name: str, config: DistillConfig, context: Context) -> Found:
         "same_data": None,
         "measures": None,
         "missing": {},
-        "seen": None,
+        "seen": seen.foreign(declared, "training"),
         "declared": declared,
     }
     return Found(
