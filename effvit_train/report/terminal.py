@@ -12,6 +12,7 @@ from rich.text import Text
 
 from effvit_train.card import MEASURES, Card
 from effvit_train.report import format as fmt
+from effvit_train.report import teacher
 from effvit_train.report.baseline import Baseline
 from effvit_train.report.commands import next_commands
 from effvit_train.report.compare import Comparison
@@ -104,11 +105,13 @@ def _title(card: Card) -> Text:
 
 
 def _footer(card: Card, baseline: Baseline) -> Text:
+    taught = teacher.line(card)
+    text = Text(f"{taught}\n" if taught else "", "dim")
     if baseline.card is None:
-        return Text(no_baseline(card, baseline), "dim")
+        return text.append(no_baseline(card, baseline))
     where = _relative(baseline.run_dir) if baseline.run_dir else ""
     note = f" ({baseline.reason})" if baseline.reason else ""
-    return Text(f"Baseline: the same model uncompressed, {where}{note}.", "dim")
+    return text.append(f"Baseline: the same model uncompressed, {where}{note}.")
 
 
 def _relative(path: Path) -> str:

@@ -19,7 +19,7 @@ def title(card: Card) -> str:
 
 
 def what_was_done(card: Card) -> str:
-    """`Distilled from resnet18 (99.2 %)`, or that it was trained without compression."""
+    """`Distilled (soft, feature) from resnet18 (99.2 %)`, or that it was trained without compression."""
     done = as_list(card.run.get("compress"))
     teacher = as_dict(card.provenance.get("teacher"))
     parts = []
@@ -27,7 +27,10 @@ def what_was_done(card: Card) -> str:
         if technique == "distill" and teacher.get("name"):
             accuracy = teacher.get("accuracy")
             right = f" ({fmt.percent(accuracy)})" if isinstance(accuracy, (int, float)) else ""
-            parts.append(f"distilled from {teacher['name']}{right}")
+            kinds = [str(kind) for kind in as_list(teacher.get("kinds"))]
+            learnt = f" ({', '.join(kinds)})" if kinds not in ([], ["soft"]) else ""
+            source = "itself" if teacher.get("source") == "self" else f"{teacher['name']}{right}"
+            parts.append(f"distilled{learnt} from {source}")
         else:
             parts.append({"distill": "distilled", "prune": "pruned"}.get(technique, technique))
     private = card.run.get("privacy")
