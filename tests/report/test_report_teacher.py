@@ -43,7 +43,7 @@ def test_measures_side_by_side(shown):
     assert "|Measure|Student|Teacher|Student against teacher|" in text
     assert "|Accuracy|90.0 %|95.0 %|▼ −5.0 pp worse|" in text  # 0.90 and 0.95
     assert "|Parameters|1.00 k|4.00 k|▼ 4.0× less better|" in text
-    assert "ms|8.00 ms|▼ 8.0× less better|" in text
+    assert "|Latency|1.0 ms|8.0 ms|▼ 8.0× less better|" in text
     assert "MACs" not in text  # neither took it
     assert "resnet&lt;18&gt;: trained for this run; trained on the same training images." in text
     assert "Learnt: soft, feature." in text
