@@ -87,7 +87,7 @@ def main() -> None:
 
 def _build(case: str, options: argparse.Namespace) -> tuple[Config, Built]:
     overrides = [
-        f"model={options.model}", "dataset=synthetic", f"dataset.num_samples={options.batch * 10}",
+        f"model={options.model}", "dataset=synthetic", f"dataset.num_samples={options.batch * 6}",
         f"recipe.batch_size={options.batch}", "recipe.lr=1e-5", "logger=none", "trainer.max_epochs=100000",
         "trainer.check_val_every_n_epoch=100000", f"cache_dir={options.directory}",
         f"trainer.num_threads={options.threads}",

@@ -180,6 +180,12 @@ def test_weights(kinds, shares, label):
     assert 1 - config.share == pytest.approx(label)
 
 
+def test_one_kind_needs_no_brackets():
+    config = DistillConfig(kinds="hard")
+    config.validate()
+    assert config.kinds == ["hard"]
+
+
 # --- features ----------------------------------------------------------------------------------
 
 

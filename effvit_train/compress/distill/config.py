@@ -135,7 +135,7 @@ class DistillConfig:
         trained: the teacher that is trained first where none is given.
     """
 
-    kinds: list[str] = field(default_factory=lambda: ["soft"])
+    kinds: Any = field(default_factory=lambda: ["soft"])
     teacher: Any = None
     pretrained: bool = True
     weights: Optional[str] = None
@@ -217,8 +217,11 @@ class DistillConfig:
 
     def _check_kinds(self) -> None:
         key = f"{_KEY}.kinds"
+        if not isinstance(self.kinds, list):
+            self.kinds = [self.kinds]
         for kind in self.kinds:
             if kind not in KINDS:
+                kind = str(kind)
                 hint = did_you_mean(kind, KINDS) or f"e.g. '{key}=[soft,feature]'"
                 raise UserError(f"must be of {', '.join(KINDS)}", key=key, value=kind, remedy=hint)
         if not self.kinds:
