@@ -170,7 +170,7 @@ def test_a_sweep_makes_its_runs_and_trains_the_teacher_once(tmp_path, monkeypatc
         assert card["provenance"]["teacher"]["accuracy"] == teacher["measures"]["quality/accuracy"]
     assert "trained before" in capfd.readouterr().out
     columns = curves(runs_in(tmp_path / "runs")[2])[0]
-    assert {"train/loss", "train/label", "train/distill"} <= set(columns)
+    assert {"train/loss", "train/label", "train/soft"} <= set(columns)
 
 
 def test_a_teacher_is_keyed_by_what_it_was_trained_on(tmp_path, monkeypatch, no_probe):
@@ -228,8 +228,11 @@ def option_arguments(group: str, option: str, directory: Path, monkeypatch) -> l
         arguments.append("logger=none")
     if group != "model":
         arguments += [word for word in SMALL if word.startswith("model")]
-    if group == "dataset" and option != "digits":
-        arguments += [*data_of(option, directory / "set", monkeypatch), "recipe.batch_size=16"]
+    data = option if group == "dataset" else "digits"
+    if group == "experiment":  # named after their data
+        data = next((name for name in ("fashion_mnist", "cifar10") if option.endswith(name)), "digits")
+    if data != "digits":
+        arguments += [*data_of(data, directory / "set", monkeypatch), "recipe.batch_size=16"]
     if option == "ddp":
         arguments += ["trainer.devices=1", "trainer.accelerator=cpu"]
     return arguments
