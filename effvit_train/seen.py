@@ -61,12 +61,10 @@ def foreign(declared: str | None, via: str) -> list[Entry]:
 
 
 def merge(*lists: Sequence[Entry]) -> list[Entry]:
-    """All entries in their order, each once: the same data, epsilon and via are the same entry."""
+    """All entries in their order, each once: the same data, name, epsilon and via are the same entry."""
     found: dict[tuple[Any, ...], Entry] = {}
     for entry in (entry for entries in lists for entry in entries):
-        # data that nobody knows are told apart by what was declared
-        data = entry["data"] if entry["data"] is not None else (entry["name"],)
-        found.setdefault((data, entry["epsilon"], entry["via"]), dict(entry))
+        found.setdefault((*_facts(entry), entry["name"]), dict(entry))
     return list(found.values())
 
 
@@ -75,8 +73,8 @@ def of_start(model: ModelConfig) -> list[Entry]:
     if model.pretrained:
         import timm
 
-        published = timm.get_pretrained_cfg(model.name)
-        return foreign(str(getattr(published, "tag", None) or "") or None, "weights")
+        tag = str(getattr(timm.get_pretrained_cfg(model.name), "tag", None) or "")
+        return foreign(f"timm's {model.name.partition('.')[0]}.{tag}" if tag else None, "weights")
     if not model.weights:
         return []
     path = Path(model.weights).expanduser()
@@ -159,11 +157,20 @@ class Seen(pl.Callback):
     ) -> None:
         """Take over the checkpoint's list, in its order; one that cannot be read is unknown data."""
         known = checked(checkpoint.get(KEY))
-        self.entries[:] = merge(foreign(None, "weights") if known is None else known, self.entries)
+        known = foreign(None, "weights") if known is None else known
+        # a folder may have been renamed since: its data are in the list already, under their first name
+        told = {_facts(entry) for entry in known}
+        self.entries[:] = merge(known, [entry for entry in self.entries if _facts(entry) not in told])
 
 
 def _entry(name: str | None, data: str | None, images: int | None, epsilon: float | None, via: str) -> Entry:
     return {"name": name, "data": data, "images": images, "epsilon": epsilon, "via": via}
+
+
+def _facts(entry: Entry) -> tuple[Any, ...]:
+    """What was seen and how, whatever it is called; data that nobody knows are told apart by their name."""
+    data = entry["data"] if entry["data"] is not None else (entry["name"],)
+    return data, entry["epsilon"], entry["via"]
 
 
 def _clean(name: str) -> str:

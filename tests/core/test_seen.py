@@ -12,7 +12,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from driving import SMALL, interrupted_run, run_in
+from driving import SMALL, data_of, interrupted_run, run_in
 
 from effvit_train import checkpoint_file, load_model, seen
 from effvit_train.models.config import ModelConfig
@@ -70,8 +70,9 @@ def test_what_is_inherited_came_by_another_way_and_each_is_there_once():
 
 def test_merged_in_their_order_without_duplicates():
     private = entry(A, epsilon=3.0)
-    lists = ([entry(B), entry(A)], [entry(A, "weights"), entry(B)], [private, entry(A, name="copy")])
-    assert seen.merge(*lists) == [entry(B), entry(A), entry(A, "weights"), private]
+    copy = entry(A, name="copy")
+    lists = ([entry(B), entry(A)], [entry(A, "weights"), entry(B)], [private, copy, entry(A)])
+    assert seen.merge(*lists) == [entry(B), entry(A), entry(A, "weights"), private, copy]
     several = [unknown("teacher", "in1k"), unknown("teacher", "in21k"), unknown("teacher")]
     assert seen.merge(several, several) == several
     assert seen.merge() == []
@@ -201,8 +202,10 @@ def test_a_file_that_would_run_code(zipped, tmp_path):
 def test_what_a_model_starts_from(tmp_path):
     assert seen.of_start(ModelConfig()) == []
     assert seen.of_start(ModelConfig(name="vit_tiny_patch16_224.augreg_in21k", pretrained=True)) == [
-        unknown("weights", "augreg_in21k")
+        unknown("weights", "timm's vit_tiny_patch16_224.augreg_in21k")
     ]
+    (untagged,) = seen.of_start(ModelConfig(name="vit_tiny_patch16_224", pretrained=True))
+    assert untagged["name"].startswith("timm's vit_tiny_patch16_224.")  # the default weights' own tag
     assert seen.of_start(ModelConfig(weights=str(tmp_path / "gone"))) == [unknown("weights")]
     path = weights(tmp_path / "model.safetensors", seen=seen.to_text([entry()]))
     assert seen.of_start(ModelConfig(weights=str(path))) == [entry(via="weights")]
@@ -218,6 +221,12 @@ def test_a_checkpoint_is_taken_over_in_its_order():
     seen.Seen([entry(), entry(A, "weights"), entry(B, "teacher")]).on_save_checkpoint(None, None, stored)  # type: ignore[arg-type]
     seen.Seen(entries).on_load_checkpoint(None, None, stored)  # type: ignore[arg-type]
     assert entries == stored["seen"] == [entry(), entry(A, "weights"), entry(B, "teacher")]
+
+
+def test_a_folder_that_was_renamed_before_a_resume_is_listed_under_its_first_name():
+    entries = [entry(name="renamed"), entry(B, "teacher"), unknown("weights", "in1k")]
+    seen.Seen(entries).on_load_checkpoint(None, None, {"seen": [entry(), unknown("weights")]})  # type: ignore[arg-type]
+    assert entries == [entry(), unknown("weights"), entry(B, "teacher"), unknown("weights", "in1k")]
 
 
 @pytest.mark.parametrize("stored", [{}, {"seen": None}, {"seen": [entry(name="\x1b")]}])
@@ -348,3 +357,18 @@ def test_what_a_technique_brings_is_added(tmp_path, monkeypatch, no_probe):
     run = tmp_path / "run"
     assert told(run) == [own(run), entry(B, "teacher"), unknown("teacher", "in1k")]
     assert provenance(run)["teacher"]["source"] == "self"
+
+
+def test_a_run_goes_on_from_a_renamed_folder(tmp_path, monkeypatch, no_probe):
+    root, moved = tmp_path / "before", tmp_path / "after"
+    arguments = (*SMALL, "dataset=image_folder", *data_of("image_folder", root, monkeypatch),
+                 "recipe.batch_size=16", "trainer.max_epochs=2", "logger=none")  # fmt: skip
+    run_in(tmp_path, monkeypatch, *arguments, "run_dir=whole")
+    assert interrupted_run(tmp_path, monkeypatch, "on_train_batch_end", 3, *arguments, "run_dir=run") == 130
+    root.rename(moved)
+    run_in(tmp_path, monkeypatch, "resume=run", f"dataset.root={moved}")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert provenance(run)["dataset"]["name"] == "after"
+    assert told(run) == told(whole) == [own(whole)]
+    assert own(whole)["name"] == "before"
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
