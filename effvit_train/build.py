@@ -53,6 +53,7 @@ class Built:
     callbacks: list[pl.Callback] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     ahead: list[Ahead] = field(default_factory=list)
+    previews: list[Callable[[Any, Any], Any]] = field(default_factory=list)
 
 
 def build(
@@ -152,7 +153,8 @@ def build(
         ) from None
     callbacks = [callback for attachment in attached for callback in attachment.callbacks]
     ahead = [attachment.ahead for attachment in attached if attachment.ahead is not None]
-    return Built(data, module, record, chosen, attention, callbacks, provenance, ahead)
+    previews = [attachment.preview for attachment in attached if attachment.preview is not None]
+    return Built(data, module, record, chosen, attention, callbacks, provenance, ahead, previews)
 
 
 def make_trainer(

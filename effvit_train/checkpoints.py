@@ -179,6 +179,8 @@ class Checkpoints(pl.Callback):
         accuracy = trainer.callback_metrics.get("val/accuracy")
         before = self.best_accuracy
         improved = accuracy is not None and float(accuracy) > before
+        # a model that is still to be cut is not the one that ships
+        improved = improved and bool(getattr(pl_module, "settled", True))
         if improved:
             assert accuracy is not None
             self.best_accuracy = float(accuracy)

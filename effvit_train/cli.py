@@ -176,7 +176,14 @@ def _task(cfg: DictConfig, overrides: list[str]) -> None:
         return
     run_dir = RunDir(Path(HydraConfig.get().runtime.output_dir))
     try:
-        _run(_load(cfg, overrides), overrides, run_dir)
+        config = _load(cfg, overrides)
+        if any(getattr(technique, "dry_run", False) for technique in config.compress.values()):
+            from effvit_train.preview_command import show_previews
+
+            show_previews(config)
+            discard(run_dir.path)
+        else:
+            _run(config, overrides, run_dir)
     except BaseException:
         discard(run_dir.path)
         raise

@@ -286,14 +286,14 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     run_dir, io = job.run_dir, trainer.strategy.checkpoint_io
     assert isinstance(io, CheckpointIO)
     seen = {"seen": to_text(built.provenance["seen"])}
-    save_model(built.module.shipped, built.record, run_dir.path, metadata=seen)
+    save_model(built.module.shipped, built.module.record, run_dir.path, metadata=seen)
     predictions.write(run_dir.predictions)
     if io.error is not None:  # told then as a warning; now it is what the run ends with
         raise io.error
     measured = measure_quality(predictions.logits, predictions.labels)
     job.say("measuring cost in a fresh process ...")
     cost, conditions = measure_cost(
-        built.record,
+        built.module.record,
         job.config.audit,
         weights=run_dir.weights,
         num_threads=torch.get_num_threads(),
@@ -322,7 +322,7 @@ def _card(
     measured: Measured,
     conditions: dict[str, Any],
 ) -> Card:
-    config, record = job.config, built.record
+    config, record = job.config, built.module.record
     info: DataInfo = built.data.info
     return Card.of(
         run={

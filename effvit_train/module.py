@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from effvit_train.config import RecipeConfig
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.keys import AugmentStream, stream_key
 from effvit_train.models.record import ArchitectureRecord
+from effvit_train.models.surgery import Operation, apply, recorded_operations
 from effvit_train.parts import Step, Term
 from effvit_train.taps import Taps
 
@@ -58,6 +60,9 @@ class VisionModule(pl.LightningModule):
         label_weight: weight of the label term.
         stream: which view of a sample an epoch shows; None = a new one in every epoch.
         compiled: run the training forward through `torch.compile`.
+
+    Attributes:
+        settled: whether the architecture is the one that ships; while it is not, no checkpoint is the best.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class VisionModule(pl.LightningModule):
             self.ema.module.requires_grad_(False)  # or DDP waits for gradients that never come
         self.record, self.recipe, self.seed = record, recipe, seed
         self.stream = stream or AugmentStream(seed)
+        self.settled = True
         self.terms: list[Term] = [LabelTerm(label_weight), *terms]
         self.term_modules = nn.ModuleDict(
             {term.name: term.module for term in self.terms if term.module is not None}
@@ -124,17 +130,27 @@ class VisionModule(pl.LightningModule):
         """Return the mean loss for Lightning, and the batch means of the terms (detached)."""
         images, targets = self._training_batch(batch)
         torch.manual_seed(stream_key("forward", self.seed, self.global_step, self.global_rank))
-        logits = self._train_forward(images)
-        logits, token_logits = logits if isinstance(logits, tuple) else (logits, None)
+        terms = self._terms(batch, images, targets, self.current_epoch, self._train_forward(images))
+        loss = self.total(terms).mean()
+        return {"loss": loss, "terms": {name: value.detach().mean() for name, value in terms.items()}}
+
+    def sample_losses(self, batch: Any, epoch: int) -> Tensor:
+        """What training minimises, for each sample (B,), of images that are not mixed."""
+        images = self.augmented(batch, epoch)
+        targets = smooth(batch.labels, len(self.record.classes), self.recipe.label_smoothing)
+        return self.total(self._terms(batch, images, targets, epoch, self.model(images)))
+
+    def _terms(
+        self, batch: Any, images: Tensor, targets: Tensor, epoch: int, output: Any
+    ) -> dict[str, Tensor]:
+        logits, token_logits = output if isinstance(output, tuple) else (output, None)
         step = Step(
             images, batch.labels, targets, logits.float(), batch.index,
-            variant=self.stream.variant(self.current_epoch),
+            variant=self.stream.variant(epoch),
             token_logits=None if token_logits is None else token_logits.float(),
             outputs=self._taps.take(),
         )  # fmt: skip
-        terms = self.loss_terms(step)
-        loss = self.total(terms).mean()
-        return {"loss": loss, "terms": {name: value.detach().mean() for name, value in terms.items()}}
+        return self.loss_terms(step)
 
     @override
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
@@ -183,6 +199,26 @@ class VisionModule(pl.LightningModule):
         self.scheduler = _schedule(optimizer, recipe, self._total_steps(self._world_size()))
         return optimizer
 
+    def cut(
+        self,
+        operations: Sequence[Operation],
+        entry: dict[str, Any],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """Cut the model and all that follows it: its moving average, what terms keep, the optimizer's state.
+
+        Args:
+            operations: the cut.
+            entry: of the architecture record.
+            optimizer: that trains the model; None where there is none yet.
+        """
+        apply(self.model, operations, optimizer)
+        if self.ema is not None:
+            apply(self.ema.module, operations)
+        for term in self.terms:
+            term.after_cut(self.model, operations, optimizer)
+        self.record = dataclasses.replace(self.record, cuts=[*self.record.cuts, entry])
+
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the architecture record into the checkpoint: nothing needs a pickled class."""
@@ -190,14 +226,21 @@ class VisionModule(pl.LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another architecture before they are loaded."""
+        """Make the cuts that the checkpoint's model has had, before its weights are loaded.
+
+        Raises `UserError` for weights of another architecture.
+        """
         found = ArchitectureRecord.from_json(checkpoint["architecture"])
-        if found.to_json() != self.record.to_json():
+        cuts, own = found.cuts, self.record.cuts
+        same = dataclasses.replace(found, cuts=own).to_json() == self.record.to_json()
+        if not same or cuts[: len(own)] != own:
             raise UserError(
                 f"the checkpoint holds {found.name} {found.kwargs}, this run builds {self.record.name}",
                 key="resume",
                 remedy="resume with the configuration that the run was started with",
             )
+        for entry in cuts[len(own) :]:
+            self.cut(recorded_operations(self.model, entry), entry)
 
     def _world_size(self) -> int:
         return 1 if self._trainer is None else self.trainer.world_size

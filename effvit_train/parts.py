@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from pytorch_lightning import Callback
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
     from effvit_train.data.info import DataInfo
     from effvit_train.models.record import ArchitectureRecord
+    from effvit_train.models.surgery import Operation
 
 # What a part can do, in the words that other parts refuse.
 MIXES_SAMPLES = "mixes samples"
@@ -111,6 +113,11 @@ class Term:
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after each optimizer step; `step` counts from 1."""
 
+    def after_cut(
+        self, model: nn.Module, operations: Sequence[Operation], optimizer: Optimizer | None
+    ) -> None:
+        """Called after the model was cut: bring what the term keeps of it, or learns for it, up to date."""
+
 
 @dataclass
 class Attachment:
@@ -122,6 +129,7 @@ class Attachment:
         callbacks: Lightning callbacks.
         provenance: entries of the card's `provenance`.
         ahead: work on views of samples that can be done before the training (`effvit cache`).
+        preview: shows what would be done instead of doing it: (module, data) -> something to print.
     """
 
     terms: list[Term] = field(default_factory=list)
@@ -129,6 +137,7 @@ class Attachment:
     callbacks: list[Callback] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     ahead: Ahead | None = None
+    preview: Callable[[Any, Any], Any] | None = None
 
 
 class Ahead(Protocol):

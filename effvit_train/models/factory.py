@@ -17,6 +17,7 @@ from effvit_train.models import weights
 from effvit_train.models.config import ModelConfig
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.resolve import resolve
+from effvit_train.models.surgery import rebuild
 
 __all__ = ["build", "create", "embed_width", "load_model", "resolve", "save_model"]
 
@@ -27,11 +28,10 @@ RECORD_FILE = "model.json"
 def build(record: ArchitectureRecord, *, device: torch.device | str | None = None) -> nn.Module:
     """Build the model of `record` with random weights (the caller seeds), in training mode.
 
-    Raises `ValueError` for a cut of a kind that this version does not know.
+    Raises `ValueError` for a cut that this version does not know, or that does not fit the model.
     """
-    for cut in record.cuts:
-        raise ValueError(f"unknown cut {cut.get('kind')!r} in the architecture record of {record.name}")
     model = timm.create_model(record.name, **record.kwargs)
+    rebuild(model, record.cuts)
     return model if device is None else model.to(device)
 
 

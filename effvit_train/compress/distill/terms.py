@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from effvit_train.compress.distill import blocks
@@ -17,6 +18,7 @@ from effvit_train.compress.distill.targets import LiveTargets, Targets
 from effvit_train.data.info import DataInfo
 from effvit_train.errors import UserError
 from effvit_train.keys import stream_key
+from effvit_train.models.surgery import Operation, Slice, apply, slice_parameter
 from effvit_train.parts import Step, Term
 
 _KEY = "compress.distill"
@@ -78,6 +80,12 @@ class SelfTerm(Term):
     @override
     def after_step(self, model: nn.Module, step: int) -> None:
         self._average.average.update(model, step=step)
+
+    @override
+    def after_cut(
+        self, model: nn.Module, operations: Sequence[Operation], optimizer: Optimizer | None
+    ) -> None:
+        apply(self._average.average.module, operations)
 
 
 class _Average(nn.Module):
@@ -143,6 +151,26 @@ class FeatureTerm(Term):
             own, target = blocks.same_grid(own, target)
             losses.append(feature_loss(projection(own).float(), target, self.loss))
         return torch.stack(losses).mean(dim=0)
+
+    @override
+    def after_cut(
+        self, model: nn.Module, operations: Sequence[Operation], optimizer: Optimizer | None
+    ) -> None:
+        """Read fewer features where the embedding has become narrower."""
+        for tap, projection in zip(self.taps, self._projections, strict=True):
+            # every norm of a stage loses the same entries; a plain ViT is one stage
+            stage = tap.rpartition(".")[0] if tap.startswith("blocks.") else tap
+            norms = [
+                cut
+                for cut in operations
+                if isinstance(cut, Slice)
+                and cut.parameter.startswith(f"{stage}.")
+                and cut.parameter.endswith(".norm1.weight")
+            ]
+            for cut in norms:
+                if cut.parameter == norms[0].parameter:
+                    slice_parameter(projection.weight, 1, cut.index, optimizer)  # type: ignore[arg-type]
+            projection.in_features = projection.weight.shape[1]  # type: ignore[assignment,index]
 
     def _choose(
         self, config: FeatureConfig, names: Sequence[str], own: dict[str, tuple[int, int]], info: DataInfo
@@ -230,6 +258,14 @@ class RelationTerm(Term):
             relation_loss(*blocks.same_grid(own[name], theirs[name]), self.heads) for name in self._relations
         ]
         return torch.stack(losses).sum(dim=0)
+
+    @override
+    def after_cut(
+        self, model: nn.Module, operations: Sequence[Operation], optimizer: Optimizer | None
+    ) -> None:
+        """Cut both widths into as many relation heads as before, or the most below that divide them."""
+        common = math.gcd(_width(model, self.taps[0]), _width(self._teacher, self.teacher_tap))
+        self.heads = max(h for h in range(1, self.heads + 1) if common % h == 0)
 
 
 def _attention(model: nn.Module) -> list[str]:

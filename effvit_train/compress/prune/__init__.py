@@ -1,0 +1,60 @@
+"""Structured pruning while training: heads, widths and blocks are cut out of the running model.
+
+This file declares the technique and needs no torch.
+"""
+
+from __future__ import annotations
+
+from effvit_train.compress.prune.config import PruneConfig, TargetConfig
+from effvit_train.config import Config
+from effvit_train.parts import READS_TRAINING_DATA, Attachment, Context, Part
+
+__all__ = ["FEATURES", "PART", "PruneConfig", "TargetConfig", "attach"]
+
+PART = Part(
+    name="prune",
+    key="compress",
+    active=lambda config: "prune" in config.compress,
+    schema=PruneConfig,
+)
+
+
+def _reads_data(config: Config) -> bool:
+    prune: PruneConfig | None = config.compress.get("prune")
+    return prune is not None and prune.reads_data
+
+
+FEATURES = (
+    Part(
+        name="calibration",
+        key="compress.prune.importance",
+        active=_reads_data,
+        does=frozenset({READS_TRAINING_DATA}),
+    ),
+)
+
+
+def attach(config: Config, context: Context) -> Attachment:
+    """Return the callback that cuts; refuses what cannot be cut, or not so far, before anything begins."""
+    from effvit_train.compress.prune.callback import Pruning
+    from effvit_train.compress.prune.checks import check_optimizer
+    from effvit_train.compress.prune.preview import preview
+    from effvit_train.compress.prune.pruner import Pruner
+
+    prune: PruneConfig = config.compress["prune"]
+    check_optimizer(config.recipe)
+    pruner = Pruner(prune, context.record)
+    left_out = [kind for kind in prune.kinds if kind not in pruner.kinds]
+    if left_out:
+        context.say(f"prune: {context.record.name} has no {', '.join(left_out)} that can be cut by us")
+    pruner.check()
+    provenance = {
+        "target": dict(prune.targets), "kinds": list(pruner.kinds), "importance": prune.importance,
+        "allot": prune.allot, "schedule": prune.schedule, "compensate": prune.fill_in,
+        "calibration_images": prune.calibration if prune.reads_data else None,
+    }  # fmt: skip
+    return Attachment(
+        callbacks=[Pruning(prune, pruner, provenance, context.say)],
+        provenance={"pruning": provenance},
+        preview=preview(prune, pruner, context) if prune.dry_run else None,
+    )

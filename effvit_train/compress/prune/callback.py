@@ -1,0 +1,188 @@
+"""Cuts the model while it is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import DDPStrategy
+from typing_extensions import override
+
+from effvit_train.compress.prune.config import Moment, PruneConfig
+from effvit_train.compress.prune.latency import Table, measure
+from effvit_train.compress.prune.plan import record_of
+from effvit_train.compress.prune.preview import batches
+from effvit_train.compress.prune.pruner import Decision, Pruner
+from effvit_train.compress.prune.schedule import positions
+from effvit_train.errors import UserError
+from effvit_train.files import read_json, write_json
+from effvit_train.keys import stream_key
+from effvit_train.models.record import ArchitectureRecord
+from effvit_train.models.structure import read_structure
+
+LATENCY_FILE = "latency.json"  # in the run directory
+_KEY = "compress.prune"
+
+
+class Pruning(pl.Callback):
+    """Cuts at the beginning of a step, when no gradient is alive.
+
+    When and from what the model was cut is kept in the checkpoint: a resumed run makes the cuts that are
+    left, when they were due, also when it is made longer.
+
+    Args:
+        config: `compress.prune`.
+        pruner: for the record of the model that the run starts with.
+        provenance: the card's `pruning`, which is kept up to date.
+        say: prints one line.
+    """
+
+    def __init__(
+        self, config: PruneConfig, pruner: Pruner, provenance: dict[str, Any], say: Callable[[str], None]
+    ) -> None:
+        self.config, self.pruner, self.provenance, self._say = config, pruner, provenance, say
+        self.record: ArchitectureRecord = pruner.record
+        self.positions: list[float] | None = None  # in epochs
+        self.done = 0
+        self.cuts: list[dict[str, Any]] = []
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure latencies, where they are limited and have not been measured."""
+        pl_module.settled = False  # type: ignore[assignment]
+        if len(self.record.cuts) != len(self.pruner.record.cuts):
+            self.pruner = Pruner(self.config, self.record)
+        if not self.pruner.ready:
+            table = self._table(trainer, pl_module)
+            self.pruner = Pruner(self.config, self.record, table)
+            self.pruner.check()
+        self._tell()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Decide when to cut, at the first start."""
+        if self.positions is None:
+            epochs, steps = trainer.max_epochs or 1, int(trainer.num_training_batches)
+            start, end = (
+                Moment.read(value, key=f"{_KEY}.{name}").in_epochs(epochs, steps)
+                for name, value in (("start", self.config.start), ("end", self.config.end))
+            )
+            one_shot = self.config.schedule == "one_shot"
+            self.positions = positions(start, end, self.config.cuts, one_shot=one_shot)
+            name, last = ("start", start) if one_shot else ("end", end)
+            if last * steps > epochs * steps - 1:
+                raise UserError(
+                    f"leaves no step after the last cut: the training has {epochs} epochs of {steps} steps",
+                    key=f"{_KEY}.{name}", value=getattr(self.config, name), remedy="an earlier cut",
+                )  # fmt: skip
+        pl_module.settled = self.done == len(self.positions)  # type: ignore[assignment]
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Make the cut that is due."""
+        assert self.positions is not None
+        now = trainer.current_epoch + batch_idx / int(trainer.num_training_batches)
+        due = sum(position <= now + 1e-9 for position in self.positions)
+        if due > self.done:
+            self._cut(trainer, pl_module, due, now)
+            self.done = due
+            pl_module.settled = self.done == len(self.positions)  # type: ignore[assignment]
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """When cuts are made, how many have been, and from what."""
+        return {
+            "positions": self.positions,
+            "done": self.done,
+            "cuts": self.cuts,
+            "start_cuts": self.record.cuts,
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` holds."""
+        self.positions, self.done = state_dict["positions"], int(state_dict["done"])
+        self.cuts = list(state_dict["cuts"])
+        self.record = dataclasses.replace(self.record, cuts=list(state_dict["start_cuts"]))
+
+    def _cut(self, trainer: pl.Trainer, module: Any, number: int, now: float) -> None:
+        assert self.positions is not None
+        total = len(self.positions)
+        keep = {tap for term in module.terms for tap in term.taps}
+        structure = read_structure(module.model)
+        decision: Decision | None = self.pruner.decide(
+            module.model,
+            batches(self.config, module, trainer.datamodule, trainer.current_epoch),  # type: ignore[attr-defined]
+            number,
+            total,
+            seed=stream_key("prune", module.seed, number),
+            keep_blocks=[b for b in structure.blocks if any(f"{tap}.".startswith(f"{b}.") for tap in keep)],
+        )
+        # one process decides: rounding may differ between devices
+        decision = trainer.strategy.broadcast(decision)
+        if decision is None:
+            self._say(f"cut {number} of {total}: nothing, the model is small enough already")
+            return
+        optimizer = module.optimizers(use_pl_optimizer=False)
+        strategy = trainer.strategy
+        wrapped = isinstance(strategy, DDPStrategy) and strategy.model is not strategy.lightning_module
+        if wrapped:  # its buckets are of the old shapes
+            strategy.model = strategy.lightning_module
+            gc.collect()
+        entry = record_of(decision.plan, step=int(trainer.global_step))
+        module.cut(decision.operations, entry, optimizer)
+        if wrapped:
+            assert isinstance(strategy, DDPStrategy)
+            strategy.configure_ddp()
+        self._note(trainer, decision, number, total, now)
+
+    def _note(self, trainer: pl.Trainer, decision: Decision, number: int, total: int, now: float) -> None:
+        plan = decision.plan
+        after = self.pruner.costs_after(decision.structure, plan)
+        self.cuts.append(
+            {
+                "step": int(trainer.global_step),
+                "epoch": round(now, 6),
+                **after,
+                "blocks": list(plan.blocks),
+                "widths": dict(plan.widths),
+            }
+        )
+        self._tell()
+        start = self.pruner.start
+        words = [f"{name} {after[name] / start[name]:.3f}" for name in self.config.targets]
+        missed = " (no smaller cut is possible)" if plan.missed else ""
+        self._say(f"cut {number} of {total}: {', '.join(words)} of the start{missed}")
+
+    def _tell(self) -> None:
+        self.provenance |= {"start": dict(self.pruner.start), "cuts": self.cuts}
+
+    def _table(self, trainer: pl.Trainer, module: Any) -> Table:
+        path = Path(trainer.default_root_dir) / LATENCY_FILE
+        table: Table | None = None
+        if trainer.is_global_zero:
+            if path.is_file():
+                try:
+                    table = Table.from_json(read_json(path))
+                except (ValueError, KeyError, TypeError):
+                    table = None
+            if table is None:
+                if self.done:
+                    raise UserError(
+                        f"{path} is missing or damaged: the latencies were measured on the uncut model",
+                        key=f"{_KEY}.target.latency_ms", remedy="give back the file",
+                    )  # fmt: skip
+                self._say("measuring latencies of the parts that may be cut ...")
+                table = measure(
+                    module.model, self.pruner.structure, self.record.input_shape, self.pruner.kinds
+                )
+                write_json(path, table.to_json())
+        found = trainer.strategy.broadcast(table)
+        assert found is not None
+        return found

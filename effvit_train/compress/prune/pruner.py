@@ -1,0 +1,229 @@
+"""Cuts a model to a budget: measure importance, solve, cut. Knows nothing of when."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effvit_train.compress.prune import costs
+from effvit_train.compress.prune.config import PruneConfig
+from effvit_train.compress.prune.importance import Calibration, calibrate, importances
+from effvit_train.compress.prune.latency import Latency, Table
+from effvit_train.compress.prune.plan import operations_of
+from effvit_train.compress.prune.schedule import left
+from effvit_train.compress.prune.solver import Budget, CannotMeetError, Plan, Scores, sizes_after, solve
+from effvit_train.errors import UserError
+from effvit_train.models.record import ArchitectureRecord
+from effvit_train.models.structure import Structure, read_structure
+from effvit_train.models.surgery import Operation
+
+_KEY = "compress.prune"
+_LATENCY_TOLERANCE = 0.05
+
+
+@dataclass
+class Batches:
+    """What importance looks at.
+
+    Attributes:
+        batches: of training images.
+        losses: of one of them, per sample, through the model.
+    """
+
+    batches: Callable[[], Iterable[Any]]
+    losses: Callable[[Any], Tensor]
+
+
+@dataclass
+class Decision:
+    """What one cut takes away.
+
+    Attributes:
+        plan: what is to be left.
+        operations: that carry it out.
+        structure: of the model before it.
+    """
+
+    plan: Plan
+    operations: list[Operation]
+    structure: Structure
+
+
+class Pruner:
+    """Decides on cuts of one model, from its uncut form to its budgets.
+
+    Args:
+        config: `compress.prune`.
+        record: of the uncut model, which budgets refer to.
+        table: latencies of the uncut model, where `target.latency_ms` is set.
+
+    Raises:
+        UserError: nothing of this model can be cut in this way, or not down to the budget.
+    """
+
+    def __init__(self, config: PruneConfig, record: ArchitectureRecord, table: Table | None = None) -> None:
+        self.config, self.record = config, record
+        self.structure = costs.structure_of(record)
+        self.kinds = usable_kinds(self.structure, config, record.name)
+        with torch.device("meta"):
+            model = costs.build(record)
+        self.costs: dict[str, costs.Cost] = {
+            "macs": costs.macs(record, self.structure),
+            "params": costs.parameters(model, self.structure),
+        }
+        if table is not None:
+            self.costs["latency_ms"] = Latency(table, self.structure)
+        self.start = {
+            name: cost.total(self.structure.sizes, frozenset()) for name, cost in self.costs.items()
+        }
+
+    @property
+    def ready(self) -> bool:
+        """Whether all costs that are limited can be computed."""
+        return set(self.config.targets) <= set(self.costs)
+
+    def budgets(self, done: int, cuts: int) -> list[Budget]:
+        """What may be left after `done` of `cuts` cuts."""
+        found = []
+        for name, target in self.config.targets.items():
+            start = self.start[name]
+            fraction = target / start if name == "latency_ms" else target
+            share = left(min(fraction, 1.0), done, cuts, schedule=self.config.schedule)
+            tolerance = _LATENCY_TOLERANCE if name == "latency_ms" else 0.01
+            found.append(Budget(name, self.costs[name], share * start, tolerance))
+        return found
+
+    def check(self) -> None:
+        """Raise `UserError` where the budget cannot be met at all."""
+        if self.ready:
+            even = {
+                name: tuple(torch.ones(self._shape(factor, group.kind)) for factor in group.factors)
+                for name, group in self.structure.groups.items()
+                if group.kind in self.kinds
+            }
+            self._solve(self.structure, even, dict.fromkeys(self.structure.blocks, 1.0), 1, 1)
+
+    def decide(
+        self,
+        model: nn.Module,
+        data: Batches | None,
+        done: int,
+        cuts: int,
+        *,
+        seed: int,
+        keep_blocks: Iterable[str] = (),
+    ) -> Decision | None:
+        """What the cut number `done` (from 1) of `cuts` takes away; None where nothing is to be taken.
+
+        Args:
+            model: as it is; not changed.
+            data: for importance and compensation; None where neither reads any.
+            done, cuts: see `budgets`.
+            seed: of `importance=random`.
+            keep_blocks: that are not left out.
+        """
+        config, structure = self.config, read_structure(model)
+        calibration = None
+        if config.reads_data:
+            assert data is not None
+            calibration = self._calibrate(model, structure, data)
+        scores, block_scores = importances(
+            config.importance, model, structure, calibration, self.kinds, norm=config.norm, seed=seed
+        )
+        for block in keep_blocks:
+            block_scores.pop(block, None)
+        plan = self._solve(structure, scores, block_scores, done, cuts)
+        if not plan.widths and not plan.blocks:
+            return None
+        operations = operations_of(
+            model, structure, plan, scores, compensate=config.fill_in, calibration=calibration
+        )
+        return Decision(plan, operations, structure)
+
+    def costs_after(self, structure: Structure, plan: Plan) -> dict[str, float]:
+        """All known costs of what a plan leaves."""
+        sizes, dropped = sizes_after(structure, plan), self._gone(structure, plan)
+        return {name: cost.total(sizes, dropped) for name, cost in self.costs.items()}
+
+    def _gone(self, structure: Structure, plan: Plan) -> frozenset[str]:
+        """All blocks that are no longer there after a plan."""
+        return frozenset(set(self.structure.blocks) - set(structure.blocks) | set(plan.blocks))
+
+    def _calibrate(self, model: nn.Module, structure: Structure, data: Batches) -> Calibration:
+        config = self.config
+        return calibrate(
+            model, data.batches(), data.losses, structure, self.kinds,
+            gradients=config.importance in ("taylor", "hessian"),
+            products=config.fill_in == "least_squares",
+        )  # fmt: skip
+
+    def _solve(
+        self, structure: Structure, scores: Scores, block_scores: dict[str, float], done: int, cuts: int
+    ) -> Plan:
+        gone = self._gone(structure, Plan())
+        budgets = [
+            dataclasses.replace(budget, cost=_Without(budget.cost, gone))
+            for budget in self.budgets(done, cuts)
+        ]
+        try:
+            return solve(
+                structure, scores, block_scores, budgets, kinds=self.kinds, allot=self.config.allot,
+                round_to=self.config.round_to, original=self.structure.sizes,
+            )  # fmt: skip
+        except CannotMeetError as error:
+            name, value = next(iter(self.config.targets.items()))
+            raise UserError(
+                f"cannot be met by cutting {', '.join(self.kinds)} in multiples of {self.config.round_to}: {error}",
+                key=f"{_KEY}.target.{name}", value=value,
+                remedy=f"a higher target, more {_KEY}.kinds, or a smaller {_KEY}.round_to",
+            ) from None  # fmt: skip
+
+    def _shape(self, factor: str, kind: str) -> tuple[int, ...]:
+        return (1, self.structure.sizes[factor]) if kind == "head_width" else (self.structure.sizes[factor],)
+
+
+class _Without:
+    """A cost in which some blocks are gone already."""
+
+    def __init__(self, cost: costs.Cost, gone: frozenset[str]) -> None:
+        self._cost, self._gone = cost, gone
+
+    def total(self, sizes: costs.Sizes, dropped: frozenset[str]) -> float:
+        return self._cost.total(sizes, dropped | self._gone)
+
+    def saving(
+        self, sizes: costs.Sizes, dropped: frozenset[str], change: costs.Sizes, block: str | None
+    ) -> float:
+        return self._cost.saving(sizes, dropped | self._gone, change, block)
+
+
+def usable_kinds(structure: Structure, config: PruneConfig, name: str) -> list[str]:
+    """The configured kinds that this model has.
+
+    Raises `UserError` when it has none of them.
+    """
+    there = {group.kind for group in structure.groups.values()}
+    there |= {"blocks"} if len(structure.blocks) > 1 else set()
+    usable = [kind for kind in config.kinds if kind in there]
+    if not usable:
+        can = f"only its {', '.join(sorted(there))} can be" if there else "nothing of it can be, by us"
+        raise UserError(
+            f"cannot be cut in {name}: {can}",
+            key=f"{_KEY}.kinds", value=",".join(config.kinds),
+            remedy=f"e.g. '{_KEY}.kinds=[{sorted(there)[0]}]'" if there else "choose a ViT, DeiT or Swin",
+        )  # fmt: skip
+    return usable
+
+
+def describe(decision: Decision) -> Sequence[tuple[str, int, int]]:
+    """Rows of (group, units before, units after) of what a decision changes; of a block 1 and 0."""
+    structure, plan = decision.structure, decision.plan
+    rows = [(block, 1, 0) for block in plan.blocks]
+    return rows + [
+        (name, structure.size(structure.groups[name]), width) for name, width in plan.widths.items()
+    ]

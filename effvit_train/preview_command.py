@@ -1,0 +1,26 @@
+"""`dry_run`: what techniques would do, shown instead of done (see `parts.Attachment.preview`)."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from effvit_train.build import build, check_device
+from effvit_train.config import Config
+from effvit_train.job import Job, run_job
+from effvit_train.runs import RunDir
+from effvit_train.teachers import teacher_trainer
+
+
+def show_previews(config: Config) -> None:
+    """Build what a run would build, and print the tables; raises `UserError` as a run would."""
+    console = Console()
+    with tempfile.TemporaryDirectory() as nowhere:  # nothing of this is a run
+        job = Job(config, RunDir(Path(nowhere)), config.name, config.model.name, console=console)
+        built = build(config, precision=None, train=teacher_trainer(job, run_job), say=job.say)
+    module = built.module.to(torch.device(check_device(config)))
+    for preview in built.previews:
+        console.print(preview(module, built.data))
