@@ -1,4 +1,4 @@
-"""The command line: `python train.py ...` and `effvit train|cache|cost|report|runs ...`.
+"""The command line: `python train.py ...` and `effvit train|cache|cost|prune|report|runs ...`.
 
 Imports late: `--help` and a wrong override answer before torch is loaded.
 """
@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "train a model and write its card (the same as python train.py)",
     "cache": "let a teacher judge the training images ahead of the runs that learn from it",
     "cost": "what any model would cost on this machine, without training it [--json]",
+    "prune": "cut the model of a finished run, without training it [--target macs=0.5]",
     "report": "render the cards of finished runs again [--out DIR]",
     "runs": "the runs below a directory: status, epochs, accuracy, age, how to resume [--json]",
 }
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "=" in command:  # how Lightning starts the other processes of `effvit train trainer=ddp`
         train(arguments)
         return
-    actions = {"train": train, "cache": cache, "cost": cost, "report": report, "runs": runs}
+    actions = {"train": train, "cache": cache, "cost": cost, "prune": prune, "report": report, "runs": runs}
     if command not in actions:
         hint = did_you_mean(command, COMMANDS) or "see effvit --help"
         _fail(UserError(f"unknown command '{command}' (there are {', '.join(COMMANDS)})", remedy=hint))
@@ -127,6 +128,17 @@ def cost(argv: Sequence[str]) -> None:
     _with_hydra(task, [*arguments, "hydra.run.dir=.", "hydra.output_subdir=null"])
 
 
+def prune(argv: Sequence[str]) -> None:
+    """`effvit prune RUN_DIR --target macs=0.5 [options]`: cuts the model of a finished run."""
+
+    def action() -> None:
+        from effvit_train import prune_command
+
+        prune_command.prune(argv)
+
+    _guarded(action, [])
+
+
 def report(argv: Sequence[str]) -> None:
     """`effvit report RUN_DIR... [--out DIR]`: writes `card.html` of finished runs again."""
     import argparse
@@ -197,6 +209,11 @@ def _resume(run_dir: RunDir, overrides: list[str]) -> None:
     config = _load(cfg, first, stored=True)
     wanted = 1 if config.trainer.fast_dev_run else config.trainer.max_epochs
     state = RunState.read(run_dir.state) if run_dir.state.exists() else None
+    if state is not None and state.made_by is not None:
+        raise UserError(
+            f"was made by {state.made_by}, without training: there is nothing to go on with", key="resume",
+            value=run_dir.path, remedy=f"start a run from it with model.weights={run_dir.path}",
+        )  # fmt: skip
     if state is not None and state.status == "done" and state.epochs >= wanted:
         if state.epochs > wanted and "trainer.max_epochs" in typed_keys(overrides):
             raise UserError(

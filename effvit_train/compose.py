@@ -109,6 +109,9 @@ def load(
         raise UserError("must be at least 0", key="seed", value=config.seed, remedy="e.g. seed=1")
     check_composition(config, all_parts(), typed, say)
     _absolute_paths(config)
+    for part in all_parts():
+        if part.resolve is not None and part.active(config):
+            part.resolve(config)
     return config
 
 

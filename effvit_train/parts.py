@@ -51,6 +51,7 @@ class Part:
         switch_off: takes the part out of a configuration; None where nothing can.
         adapt: the model to build instead of the configured one; None leaves it.
         stream: the views of the samples that it needs; None leaves a new one in every epoch.
+        resolve: replaces, in the technique's own configuration, what stands for something said elsewhere.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Part:
     switch_off: Callable[[Config], None] | None = None
     adapt: Callable[[Config], ModelConfig] | None = None
     stream: Callable[[Config], AugmentStream | None] | None = None
+    resolve: Callable[[Config], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,7 @@ class RunState:
         environment: what the promise of equal bytes depends on, as it was last (see `environment`).
         changes: what of it changed from one start to the next.
         slurm_job: the Slurm job that started it, which is to find it again when it is requeued.
+        made_by: the command that made it of another run; None for a training.
     """
 
     status: str
@@ -120,6 +121,7 @@ class RunState:
     environment: dict[str, Any] = field(default_factory=dict)
     changes: list[str] = field(default_factory=list)
     slurm_job: str | None = None
+    made_by: str | None = None
 
     @classmethod
     def new(cls) -> RunState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,12 +54,36 @@ def create(
     if config.pretrained:
         return weights.pretrained(record, build, say=say), record
     if config.weights:
-        return weights.from_file(record, Path(config.weights).expanduser(), build, say=say), record
+        path = Path(config.weights).expanduser()
+        cut = _cut_run(record, path)
+        if cut is not None:
+            return weights.of_cut_model(cut, path, build, say=say), cut
+        return weights.from_file(record, path, build, say=say), record
     model = build(record)
     positions = getattr(model, "pos_embed", None)
     if config.pos_std is not None and isinstance(positions, nn.Parameter):
         nn.init.normal_(positions, std=config.pos_std)
     return model, record
+
+
+def _cut_run(record: ArchitectureRecord, path: Path) -> ArchitectureRecord | None:
+    """The record with the cuts of the run whose weights are asked for; None where it has none.
+
+    Raises `UserError` when that run has another architecture.
+    """
+    if not (path / RECORD_FILE).is_file():
+        return None
+    found = ArchitectureRecord.read(path / RECORD_FILE)
+    if not found.cuts:
+        return None
+    heads = {"num_classes": record.kwargs.get("num_classes")}
+    if (found.name, {**found.kwargs, **heads}) != (record.name, record.kwargs):
+        raise UserError(
+            f"holds a model that was cut out of {found.name} {found.kwargs}, this run builds {record.name} "
+            f"{record.kwargs}",
+            key="model.weights", value=path, remedy="repeat the model of that run",
+        )  # fmt: skip
+    return dataclasses.replace(record, cuts=list(found.cuts))
 
 
 def save_model(

@@ -257,8 +257,8 @@ def _refresh_module(module: Any) -> None:
     elif isinstance(module, SwinTransformerBlock):
         module.dim = module.norm1.weight.shape[0]
     elif isinstance(module, PatchMerging):
-        module.out_dim, four = tuple(module.reduction.weight.shape)
-        module.dim = four // 4
+        merging: Any = module.reduction
+        module.out_dim, module.dim = merging.weight.shape[0], merging.weight.shape[1] // 4
 
 
 def _refresh_vit(model: Any) -> None:

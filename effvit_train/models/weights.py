@@ -41,6 +41,27 @@ def from_file(record: ArchitectureRecord, path: Path, build: Build, *, say: Say 
     return _fill(record, state, build, source=str(path), say=say)
 
 
+def of_cut_model(record: ArchitectureRecord, path: Path, build: Build, *, say: Say = print) -> nn.Module:
+    """Build the cut model of `record` with the weights of the run that it was cut in.
+
+    Another number of classes gets a new head. Whatever else does not match is a `UserError`.
+    """
+    state, model = read_state(path), build(record)
+    own = model.state_dict()
+    cfg = timm.get_pretrained_cfg(record.name)
+    heads = tuple(f"{head}." for head in _names(cfg.classifier if cfg else None) or ("head",))
+    other = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    if [key for key in other if not key.startswith(heads)] or set(state) - set(own):
+        raise UserError(
+            f"does not fit its own model.json: {_difference(state, own)}", key="model.weights", value=path,
+            remedy="give the directory of a finished run",
+        )  # fmt: skip
+    if other:
+        say(f"model.weights: other classes in {path}: new head")
+    model.load_state_dict({key: value for key, value in state.items() if key not in other}, strict=False)
+    return model
+
+
 def pretrained(record: ArchitectureRecord, build: Build, *, say: Say = print) -> nn.Module:
     """Build the model of `record` with timm's published weights, from its cache or the hub."""
     cfg = timm.get_pretrained_cfg(record.name)

@@ -6,10 +6,12 @@ Adds per-sample loss terms (see `terms`). This file declares the technique and n
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from effvit_train.compress.distill.config import DistillConfig, TrainedTeacherConfig
 from effvit_train.config import Config
+from effvit_train.errors import UserError
 from effvit_train.keys import AugmentStream
 from effvit_train.models.config import ModelConfig
 from effvit_train.parts import (
@@ -53,6 +55,20 @@ def _undeclared(config: Config) -> bool:
     return distill is not None and distill.weights is not None and distill.teacher_data is None
 
 
+def _resolve(config: Config) -> None:
+    """`teacher=self` is the run that the student's weights are taken from, before anything is cut."""
+    distill = config.compress["distill"]
+    if "self" not in distill.teachers:
+        return
+    start = config.model.weights
+    if start is None or not os.path.isdir(start):
+        raise UserError(
+            "is the model that this run starts from, which must be a finished run",
+            key="compress.distill.teacher", value="self", remedy="add model.weights=RUN_DIR",
+        )  # fmt: skip
+    distill.teacher = [start if name == "self" else name for name in distill.teachers]
+
+
 PART = Part(
     name="distill",
     key="compress",
@@ -61,6 +77,7 @@ PART = Part(
     does=frozenset({READS_TRAINING_DATA}),
     adapt=_adapt,
     stream=_stream,
+    resolve=_resolve,
 )
 
 FEATURES = (

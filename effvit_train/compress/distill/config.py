@@ -122,7 +122,7 @@ class DistillConfig:
             the distillation token's head learns what the teacher says (hard labels if neither soft nor
             hard is named), the class head the labels.
         teacher: a run directory of ours, or a timm model name, or a list of them (the mean of their
-            distributions); null trains one first.
+            distributions); `self` is the run that `model.weights` names; null trains one first.
         pretrained: a timm teacher's published weights are loaded.
         weights: a file with a timm teacher's weights, instead of the published ones.
         teacher_data: what a foreign teacher was trained on, in the user's words, for the card.

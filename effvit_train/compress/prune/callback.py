@@ -127,7 +127,7 @@ class Pruning(pl.Callback):
         # one process decides: rounding may differ between devices
         decision = trainer.strategy.broadcast(decision)
         if decision is None:
-            self._say(f"cut {number} of {total}: nothing, the model is small enough already")
+            self._say(f"cut {number} of {total}: none is needed, the model is small enough already")
             return
         optimizer = module.optimizers(use_pl_optimizer=False)
         strategy = trainer.strategy

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, PatchDropout
 from torch import Tensor, nn
 
 from effvit_train.keys import stream_key
@@ -269,13 +269,13 @@ def _add_gradients(
     structure: Structure,
 ) -> None:
     taps = list(seen)
-    found = torch.autograd.grad(loss.sum(), [seen[tap] for tap in taps], allow_unused=True)
+    found = torch.autograd.grad(loss, [seen[tap] for tap in taps], torch.ones_like(loss), allow_unused=True)
     samples = len(loss)
     gates: dict[Tap, Tensor] = {}
     for tap, gradient in zip(taps, found, strict=True):
         if gradient is None:
             gradient = torch.zeros_like(seen[tap])
-        product = (seen[tap].detach() * gradient).double()
+        product = seen[tap].detach().double() * gradient
         gates[tap] = _flat(tap, product, samples).sum(dim=1).cpu()
     for group in groups:
         per_factor = []
@@ -342,7 +342,7 @@ def _watch(model: nn.Module, taps: list[Tap]) -> Iterator[dict[Tap, Tensor]]:
 @contextmanager
 def _deterministic(model: nn.Module) -> Iterator[None]:
     """Switch off dropout and stochastic depth, which would add noise of their own."""
-    noisy = [m for m in model.modules() if isinstance(m, (nn.Dropout, DropPath)) and m.training]
+    noisy = [m for m in model.modules() if isinstance(m, (nn.Dropout, DropPath, PatchDropout)) and m.training]
     attention = [
         (m, p)
         for m in model.modules()

@@ -1,0 +1,216 @@
+"""`effvit prune`: cut a finished model once, with what its remaining units can make up for."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from effvit_train.audit.cost import measure_cost
+from effvit_train.audit.quality import measure_quality
+from effvit_train.card import Card
+from effvit_train.compress.prune.config import CRITERIA, PruneConfig, TargetConfig
+from effvit_train.compress.prune.latency import measure
+from effvit_train.compress.prune.plan import record_of
+from effvit_train.compress.prune.preview import batches, plan_table
+from effvit_train.compress.prune.pruner import Decision, Pruner
+from effvit_train.errors import UserError, did_you_mean
+from effvit_train.finished import Finished, open_finished, predict
+from effvit_train.keys import stream_key
+from effvit_train.models.factory import count_parameters, save_model
+from effvit_train.module import VisionModule
+from effvit_train.predictions import Predictions
+from effvit_train.report.baseline import find_baseline
+from effvit_train.report.html import write_html
+from effvit_train.report.terminal import card_table
+from effvit_train.runs import RunDir, RunState, ensure_writable, machine, program, versions, write_config
+from effvit_train.seen import of_run, to_text
+
+MADE_BY = "effvit prune"
+_TARGETS = ("macs", "params", "latency_ms")
+
+
+def prune(argv: Sequence[str]) -> None:
+    """`effvit prune RUN_DIR --target macs=0.5 ... [options]`.
+
+    Raises:
+        UserError: bad arguments, not a finished run, or a target that cannot be met.
+    """
+    options = _parser().parse_args(list(argv))
+    settings = _settings(options)
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    source = Path(options.run)
+    target = Path(options.out) if options.out else _default_out(source, settings)
+    if not options.dry_run:
+        _check_out(target)
+    run = open_finished(source, say, data_root=options.data_root)
+    module = run.module()
+    pruner = Pruner(settings, run.record)
+    pruner.check()
+    if not pruner.ready:
+        say("measuring latencies of the parts that may be cut ...")
+        table = measure(run.model, pruner.structure, run.record.input_shape, pruner.kinds)
+        pruner = Pruner(settings, run.record, table)
+        pruner.check()
+    seed = stream_key("prune", run.config.seed, 1)
+    decision = pruner.decide(run.model, batches(settings, module, run.data), 1, 1, seed=seed)
+    console.print(plan_table(pruner, decision))
+    assert decision is not None  # the table has refused that
+    if options.dry_run:
+        return
+    ensure_writable(target, key="--out")
+    module.cut(decision.operations, record_of(decision.plan, step=0))
+    _write(run, module, pruner, decision, RunDir(target.resolve()), console)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="effvit prune",
+        description="Cut the model of a finished run once, without training: the result is a run directory of its own.",
+        epilog="to train it further: effvit train model.weights=DIR model=... dataset=... (as the run was started)",
+    )
+    parser.add_argument("run", metavar="RUN_DIR")
+    parser.add_argument(
+        "--target", nargs="+", required=True, metavar="COST=VALUE",
+        help="macs=0.5, params=0.5 (fractions of the model as it is), latency_ms=5; several are all met",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kinds", default="heads,mlp", help="of heads,head_width,mlp,embed,blocks (default heads,mlp)"
+    )
+    parser.add_argument("--importance", default="hessian", help=", ".join(CRITERIA))
+    parser.add_argument("--allot", default="isomorphic", help="isomorphic, global, uniform")
+    parser.add_argument(
+        "--compensate", default="least_squares",
+        help="least_squares (default), mean or none: what the units that stay make up for",
+    )  # fmt: skip
+    parser.add_argument("--round-to", type=int, default=8, help="widths end at multiples of it (default 8)")
+    parser.add_argument(
+        "--calibration", type=int, default=1024, help="training images to look at (default 1024)"
+    )
+    parser.add_argument("--data-root", help="where the run's data are now, if they have moved")
+    parser.add_argument("--out", help="the new run directory; default: beside RUN_DIR")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be cut, and write nothing")
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> PruneConfig:
+    target: dict[str, float] = {}
+    for item in options.target:
+        name, _, value = item.partition("=")
+        if name not in _TARGETS:
+            hint = did_you_mean(name, _TARGETS) or "e.g. --target macs=0.5"
+            raise UserError(f"must be of {', '.join(_TARGETS)}", key="--target", value=item, remedy=hint)
+        try:
+            target[name] = float(value)
+        except ValueError:
+            raise UserError(
+                "must be a number", key=f"--target {name}", value=value or "nothing",
+                remedy=f"e.g. --target {name}=0.5",
+            ) from None  # fmt: skip
+    settings = PruneConfig(
+        target=TargetConfig(**target), kinds=options.kinds.split(","), importance=options.importance,
+        allot=options.allot, compensate=options.compensate, round_to=options.round_to,
+        calibration=options.calibration, schedule="one_shot",
+    )  # fmt: skip
+    try:
+        settings.validate()
+    except UserError as error:
+        key = (error.key or "").removeprefix("compress.prune.")
+        flag = f"--target {key.removeprefix('target.')}" if key.startswith("target.") else f"--{key}"
+        raise UserError(
+            error.problem, key=flag.replace("_", "-"), value=error.value, remedy="see effvit prune --help"
+        ) from None
+    return settings
+
+
+def _default_out(source: Path, settings: PruneConfig) -> Path:
+    words = "-".join(f"{name}{value:g}" for name, value in settings.targets.items())
+    source = source.expanduser().resolve()
+    return source.with_name(f"{source.name}-pruned-{words}")
+
+
+def _check_out(path: Path) -> None:
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        raise UserError("exists already", key="--out", value=path, remedy="give another directory")
+
+
+def _write(
+    run: Finished, module: VisionModule, pruner: Pruner, decision: Decision, out: RunDir, console: Console
+) -> None:
+    before = run.card
+    logits, labels, index = predict(module.model, module, run.data)
+    predictions = Predictions()
+    predictions.logits, predictions.labels, predictions.index = logits, labels, index
+    seen = of_run(run.run_dir.path) or []
+    save_model(module.model, module.record, out.path, metadata={"seen": to_text(seen)})
+    predictions.write(out.predictions)
+    measured = measure_quality(logits, labels)
+    console.print("measuring cost in a fresh process ...")
+    cost, conditions = measure_cost(
+        module.record,
+        run.config.audit,
+        weights=out.weights,
+        num_threads=torch.get_num_threads(),
+        device="cpu",
+    )
+    measured.merge(cost)
+    seconds = before.measures.get("cost/train_seconds")
+    if seconds is not None:
+        measured.values["cost/train_seconds"] = seconds
+        measured.missing.pop("cost/train_seconds", None)
+    config = copy.deepcopy(run.config)
+    state = dataclasses.replace(
+        RunState.new(), status="done", name=str(before.run["name"]), model=str(before.run["model"]),
+        epochs=int(before.run["epochs"]), data=run.data.info.fingerprint, made_by=MADE_BY,
+        precision="32-true", slurm_job=None,
+    )  # fmt: skip
+    settings = pruner.config
+    after = pruner.costs_after(decision.structure, decision.plan)
+    pruning: dict[str, Any] = {
+        "made_by": MADE_BY, "of": str(run.run_dir.path), "target": dict(settings.targets),
+        "kinds": list(pruner.kinds), "importance": settings.importance, "allot": settings.allot,
+        "schedule": "one_shot", "compensate": settings.fill_in, "start": dict(pruner.start),
+        "calibration_images": settings.calibration if settings.reads_data else None,
+        "cuts": [{**after, "blocks": list(decision.plan.blocks), "widths": dict(decision.plan.widths)}],
+    }  # fmt: skip
+    card = Card.of(
+        run={
+            **before.run,
+            "id": state.id, "run_dir": str(out.path), "started": state.started, "status": "done",
+            "compress": sorted({*before.run.get("compress", []), "prune"}), "resumes": 0,
+            "device": "cpu", "threads": torch.get_num_threads(), "processes": 1,
+        },
+        model={**before.model, "params": count_parameters(module.model)},
+        measured=measured,
+        provenance={
+            **before.provenance, "pruning": pruning, "seen": seen, "cost_conditions": conditions,
+            "versions": versions(), "machine": machine(), "changes": [],
+        },
+    )  # fmt: skip
+    write_config(out, config, run.overrides)
+    card.write(out.card)
+    baseline = find_baseline(out.path, card)
+    write_html(out.path, baseline=baseline)
+    state.write(out.state)
+    console.print(card_table(card, baseline))
+    console.print(f"card: {os.path.relpath(out.html)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"next: {program()} model.weights={out.path} {' '.join(_without_weights(run.overrides))}   # train what was cut",
+        highlight=False, soft_wrap=True, markup=False,
+    )  # fmt: skip
+
+
+def _without_weights(overrides: Sequence[str]) -> list[str]:
+    dropped = ("model.weights", "model.pretrained", "run_dir", "compress", "resume")
+    return [item for item in overrides if not item.lstrip("+").partition("=")[0].startswith(dropped)]
