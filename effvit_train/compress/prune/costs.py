@@ -15,6 +15,7 @@ from effvit_train.audit.operations import count_operations
 from effvit_train.models.factory import build
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.structure import Axis, Structure, read_structure, segment_length
+from effvit_train.models.surgery import Drop, apply
 
 Sizes = dict[str, int]
 
@@ -98,8 +99,8 @@ def parameters(model: nn.Module, structure: Structure) -> Products:
 def macs(record: ArchitectureRecord, structure: Structure) -> Products:
     """Multiply-accumulates of one image, as a function of widths.
 
-    Counted once on the meta device; the products are those of the described layers and of attention, the
-    rest is a constant.
+    Counted on the meta device; the products are those of the described layers and of attention, the rest is
+    a constant, or one of its block.
     """
     with torch.device("meta"):
         model = build(record)
@@ -138,6 +139,14 @@ def macs(record: ArchitectureRecord, structure: Structure) -> Products:
     ]
     for name, (heads, qk, v) in structure.attention.items():
         terms.append(Product(scores[name], (((heads, qk), (heads, v)),), _block_of(name, structure)))
+    rest = total
+    for block in structure.blocks:
+        if f"{block}.attn" not in structure.attention or f"{block}.mlp" not in structure.groups:
+            # it can be left out, but not all of it is described
+            apply(model, [Drop(block)])
+            before, rest = rest, count_operations(model, record.input_shape).macs
+            known = sum(term.value(structure.sizes) for term in terms if term.block == block)
+            terms.append(Product(before - rest - known, (), block))
     return Products(terms, total - sum(term.value(structure.sizes) for term in terms))
 
 

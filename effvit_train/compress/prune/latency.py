@@ -131,7 +131,8 @@ def measure(
             continue
         module = model.get_submodule(name)
         shapes = tuple(tuple(p.shape) for p in module.parameters())
-        key = (type(module), shapes, tuple(given.shape))
+        heads = tuple(structure.sizes[factor] for factor in structure.attention.get(name, ()))
+        key = (type(module), shapes, heads, tuple(given.shape))
         if key not in kinds_of:
             points = _POINTS if len(factors) < 2 else _COARSE
             widths = [_widths(structure.sizes[factor], points) for factor in factors]
