@@ -181,6 +181,7 @@ def _write(
         "made_by": MADE_BY, "of": str(run.run_dir.path), "target": dict(settings.targets),
         "kinds": list(pruner.kinds), "importance": settings.importance, "allot": settings.allot,
         "schedule": "one_shot", "compensate": settings.fill_in, "start": dict(pruner.start),
+        "start_widths": pruner.start_widths,
         "calibration_images": settings.calibration if settings.reads_data else None,
         "cuts": [{**after, "blocks": list(decision.plan.blocks), "widths": dict(decision.plan.widths)}],
     }  # fmt: skip

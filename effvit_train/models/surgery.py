@@ -255,10 +255,10 @@ def _refresh_module(module: Any) -> None:
     elif isinstance(module, WindowAttention):
         module.dim = module.qkv.weight.shape[1]
     elif isinstance(module, SwinTransformerBlock):
-        module.dim = module.norm1.weight.shape[0]
+        module.dim = len(module.get_parameter("norm1.weight"))
     elif isinstance(module, PatchMerging):
-        merging: Any = module.reduction
-        module.out_dim, module.dim = merging.weight.shape[0], merging.weight.shape[1] // 4
+        module.out_dim, four = module.get_parameter("reduction.weight").shape
+        module.dim = four // 4
 
 
 def _refresh_vit(model: Any) -> None:

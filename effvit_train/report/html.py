@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from effvit_train.files import write_text
-from effvit_train.report import sections, tables, teacher, words
+from effvit_train.report import pruning, sections, tables, teacher, words
 from effvit_train.report.baseline import Baseline, find_baseline
 from effvit_train.report.charts import escape
 from effvit_train.report.compare import Comparison
@@ -45,6 +45,7 @@ def render(run_dir: Path, *, baseline: Baseline | None = None) -> str:
             sections.curves(data, comparison),
             sections.mistakes(data),
             tables.measures(data, comparison),
+            pruning.section(data),
             teacher.section(data),
             tables.provenance(data, comparison),
             tables.commands(data, comparison),

@@ -161,7 +161,11 @@ class Pruning(pl.Callback):
         self._say(f"cut {number} of {total}: {', '.join(words)} of the start{missed}")
 
     def _tell(self) -> None:
-        self.provenance |= {"start": dict(self.pruner.start), "cuts": self.cuts}
+        self.provenance |= {
+            "start": dict(self.pruner.start),
+            "start_widths": self.pruner.start_widths,
+            "cuts": self.cuts,
+        }
 
     def _table(self, trainer: pl.Trainer, module: Any) -> Table:
         path = Path(trainer.default_root_dir) / LATENCY_FILE

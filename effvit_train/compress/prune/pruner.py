@@ -83,6 +83,15 @@ class Pruner:
         }
 
     @property
+    def start_widths(self) -> dict[str, int]:
+        """Units of each group that may be cut, before any cut."""
+        return {
+            name: self.structure.size(group)
+            for name, group in self.structure.groups.items()
+            if group.kind in self.kinds
+        }
+
+    @property
     def ready(self) -> bool:
         """Whether all costs that are limited can be computed."""
         return set(self.config.targets) <= set(self.costs)
