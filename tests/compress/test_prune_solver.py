@@ -160,7 +160,7 @@ def random_scores(structure: Structure, kinds, seed: int = 0):
 
 def solved(structure: Structure, budgets: list[Budget], kinds, *, seed: int = 0, **kwargs) -> Plan:
     scores, blocks = random_scores(structure, kinds, seed)
-    return solve(structure, scores, blocks, budgets, kinds=kinds, **{"round_to": 32, **kwargs})
+    return solve(structure, scores, blocks, budgets, kinds=kinds, **{"round_to": 64, **kwargs})
 
 
 def budget(name: str, cost: Products, structure: Structure, fraction: float) -> Budget:
@@ -185,7 +185,7 @@ def test_a_budget_is_met_within_one_percent(allot, fraction):
     assert fraction * 0.99 <= share <= fraction
     assert plan.costs == {"macs": pytest.approx(share * macs.total(structure.sizes))}
     assert plan.missed == []
-    check_widths(structure, plan, 32)
+    check_widths(structure, plan, 64)
 
 
 @pytest.mark.parametrize("allot", ["uniform", "isomorphic", "global"])
@@ -193,7 +193,7 @@ def test_a_budget_is_met_within_one_percent(allot, fraction):
 def test_all_kinds_together(allot, fraction):
     structure, macs, parameters = small()
     both = [budget("macs", macs, structure, fraction), budget("params", parameters, structure, fraction)]
-    plan = solved(structure, both, KINDS, allot=allot, seed=1)
+    plan = solved(structure, both, KINDS, allot=allot, seed=1, round_to=32)
     check_widths(structure, plan, 32)
     sizes, dropped = sizes_after(structure, plan), frozenset(plan.blocks)
     shares = [
@@ -228,7 +228,7 @@ def test_a_swin_meets_its_budget():
     macs = costs.macs(one, structure)
     for kinds in (("heads", "mlp"), ("embed", "head_width"), KINDS):
         plan = solved(structure, [budget("macs", macs, structure, 0.5)], kinds, allot="isomorphic")
-        check_widths(structure, plan, 32)
+        check_widths(structure, plan, 64)
         share = macs.total(sizes_after(structure, plan), frozenset(plan.blocks)) / macs.total(structure.sizes)
         assert 0.5 * 0.99 <= share <= 0.5 or plan.missed
         assert share > 0.35
@@ -253,7 +253,7 @@ def test_widths_end_at_multiples(round_to):
 @pytest.mark.parametrize("fraction", [0.75, 0.5, 0.25])
 def test_uniform_takes_the_same_share_of_every_group(fraction):
     structure, macs, _ = small()
-    for kinds, step in ((("mlp",), 32 / 1536), (("heads", "mlp"), 1 / 6)):
+    for kinds, step in ((("mlp",), 64 / 1536), (("heads", "mlp"), 1 / 6)):
         share = 0.5 if kinds == ("mlp",) else fraction
         plan = solved(structure, [budget("macs", macs, structure, share)], kinds, allot="uniform")
         sizes = sizes_after(structure, plan)
@@ -268,7 +268,7 @@ def test_uniform_takes_the_same_share_of_every_group(fraction):
 def test_isomorphic_takes_the_same_share_of_every_kind():
     structure, macs, _ = small()
     plan = solved(
-        structure, [budget("macs", macs, structure, 0.5)], ("heads", "mlp"), allot="isomorphic", round_to=8
+        structure, [budget("macs", macs, structure, 0.5)], ("heads", "mlp"), allot="isomorphic", round_to=16
     )
     sizes = sizes_after(structure, plan)
     left = dict.fromkeys(("heads", "mlp"), 0)
@@ -311,6 +311,16 @@ def test_isomorphic_takes_the_least_important_units_wherever_they_are():
     assert solved_pair(structure, cost, 20, scores).widths == {"a": 12, "b": 8}
 
 
+def test_isomorphic_compares_units_not_chunks():
+    """Two units down to the next multiple are no cheaper than four that matter less."""
+    structure, cost = pair((18, 16))
+    assert solved_pair(structure, cost, 30, {"a": [1.0] * 18, "b": [0.6] * 16}).widths == {"b": 12}
+    assert solved_pair(structure, cost, 32, {"a": [0.6] * 18, "b": [1.0] * 16}).widths == {"a": 16}
+    # the other way round: four units of little importance are no dearer than one of more
+    structure, cost = pair((16, 17))
+    assert solved_pair(structure, cost, 29, {"a": [1.0] * 16, "b": [3.0] * 17}).widths == {"a": 12}
+
+
 def test_isomorphic_does_not_compare_kinds_with_one_another():
     structure, cost = pair()
     structure.groups["b"] = dataclasses.replace(structure.groups["b"], kind="embed")
@@ -347,6 +357,44 @@ def test_global_against_a_greedy_loop():
         left = {name: sizes[name] - taken[name] for name in taken}
         plan = solved_pair(structure, cost, cost.total(left), scores, allot="global")
         assert plan.widths == {name: width for name, width in left.items() if taken[name]}, trial
+
+
+def test_a_block_that_is_gone_is_no_part_of_its_kind():
+    structure, _ = pair()
+    structure.sizes["e"] = 16
+    structure.groups["e"] = Group("e", "embed", ("e",))
+    cost = Products([Product(1, (((n,),),), b) for n, b in (("a", "x"), ("b", "y"), ("e", None))], 0)
+    scores = {"a": [1.0] * 16, "b": [10.0] * 16, "e": [5.0] * 16}
+    # a to 4 and e to 12: 12 of 32 and 4 of 16 units; then half of the blocks, which here is worthless
+    kinds = ("mlp", "embed", "blocks")
+    plan = solved_pair(structure, cost, 28, scores, kinds=kinds, blocks={"x": 0.0, "y": 1.0})
+    assert (plan.blocks, plan.widths) == (["x"], {"e": 12})
+    # of the MLPs that are left nothing is gone yet: b before e
+    plan = solved_pair(structure, cost, 24, scores, kinds=kinds, blocks={"x": 0.0, "y": 1.0})
+    assert (plan.blocks, plan.widths) == (["x"], {"b": 12, "e": 12})
+
+
+@pytest.mark.parametrize("allot", ["uniform", "isomorphic"])
+def test_what_earlier_cuts_took_counts(allot):
+    structure, cost = pair((8, 16))
+    structure.groups["b"] = dataclasses.replace(structure.groups["b"], kind="embed")
+    scores = {"a": (torch.ones(8),), "b": (torch.ones(16) * 9,)}
+    options = {"kinds": ("mlp", "embed"), "allot": allot, "round_to": 4}
+    budgets = [Budget("macs", cost, 16)]
+    assert solve(structure, scores, {}, budgets, **options).widths == {"a": 4, "b": 12}
+    assert solve(structure, scores, {}, budgets, original={"a": 16, "b": 16}, **options).widths == {"b": 8}
+
+
+def test_global_looks_at_the_budgets_that_are_not_met():
+    structure, params = pair(price=(1, 4))
+    macs = Products([Product(100, ((("a",),),), "x"), Product(1, ((("b",),),), "y")], 0)
+    scores = {"a": (torch.ones(16),), "b": (torch.ones(16) * 2,)}
+    budgets = [Budget("macs", macs, 1700), Budget("params", params, 64)]
+    plan = solve(structure, scores, {}, budgets, kinds=("mlp",), allot="global", round_to=4)
+    assert plan.widths == {"b": 12}
+    budgets = [Budget("macs", macs, 1216), Budget("params", params, 80)]
+    plan = solve(structure, scores, {}, budgets, kinds=("mlp",), allot="global", round_to=4)
+    assert plan.widths == {"a": 12}
 
 
 def test_blocks_go_least_important_first_and_one_stays():

@@ -151,7 +151,7 @@ class _Solver:
                 missed = [budget.name for budget in self.budgets]
                 self._take(overshoot)
                 break
-            chosen = min(candidates, key=self._key)
+            chosen = min(self._compared(candidates), key=self._key)
             if self._overshoots(chosen):
                 refused.add(chosen.name)
                 continue
@@ -206,6 +206,15 @@ class _Solver:
         block = left[0]
         share = (len(self.dropped) + 1) / self.block_total
         return _Candidate("blocks", "blocks", {}, block, self.block_scores[block], share, 1)
+
+    def _compared(self, candidates: list[_Candidate]) -> Collection[_Candidate]:
+        """All candidates; where kinds are compared by what they lose, the least important of each kind."""
+        if self.allot != "isomorphic":
+            return candidates
+        first: dict[str, _Candidate] = {}
+        for candidate in sorted(candidates, key=lambda c: (c.score / c.count, c.name)):
+            first.setdefault(candidate.kind, candidate)
+        return first.values()
 
     def _key(self, candidate: _Candidate) -> tuple[float, float, str]:
         if self.allot == "uniform":
