@@ -72,6 +72,11 @@ class Pruning(pl.Callback):
                 for name, value in (("start", self.config.start), ("end", self.config.end))
             )
             one_shot = self.config.schedule == "one_shot"
+            if end < start and not one_shot:
+                raise UserError(
+                    f"is before {_KEY}.start={self.config.start}", key=f"{_KEY}.end", value=self.config.end,
+                    remedy="the last cut comes after the first",
+                )  # fmt: skip
             self.positions = positions(start, end, self.config.cuts, one_shot=one_shot)
             name, last = ("start", start) if one_shot else ("end", end)
             if last * steps > epochs * steps - 1:
