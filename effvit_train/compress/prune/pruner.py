@@ -183,6 +183,7 @@ class Pruner:
             return solve(
                 structure, scores, block_scores, budgets, kinds=self.kinds, allot=self.config.allot,
                 round_to=self.config.round_to, original=self.structure.sizes,
+                blocks_at_start=len(self.structure.blocks),
             )  # fmt: skip
         except CannotMeetError as error:
             name, value = next(iter(self.config.targets.items()))

@@ -86,6 +86,7 @@ def solve(
     allot: str,
     round_to: int,
     original: Mapping[str, int] | None = None,
+    blocks_at_start: int | None = None,
 ) -> Plan:
     """Find what to cut.
 
@@ -98,11 +99,14 @@ def solve(
         allot: uniform | isomorphic | global.
         round_to: MLP, embedding and head widths end at multiples of it.
         original: factor -> units before any cut, for the shares of earlier cuts; default: as it is.
+        blocks_at_start: blocks before any cut, likewise.
 
     Raises:
         CannotMeetError: nothing more can be cut and a budget is not met.
     """
-    return _Solver(structure, scores, block_scores, budgets, kinds, allot, round_to, original).run()
+    return _Solver(
+        structure, scores, block_scores, budgets, kinds, allot, round_to, original, blocks_at_start
+    ).run()
 
 
 class _Solver:
@@ -116,6 +120,7 @@ class _Solver:
         allot: str,
         round_to: int,
         original: Mapping[str, int] | None,
+        blocks_at_start: int | None,
     ) -> None:
         self.structure, self.budgets, self.allot, self.round_to = structure, budgets, allot, round_to
         self.sizes = dict(structure.sizes)
@@ -129,9 +134,8 @@ class _Solver:
         # removed units, least important first, and what all up to each are worth together
         self.worth = {name: chunk_worth(scores[name]) for name in self.groups}
         self.start = dict(self.sizes)
-        self.block_order = sorted(block_scores, key=lambda name: (block_scores[name], name))
         self.block_scores = block_scores if "blocks" in kinds else {}
-        self.block_total = len(structure.blocks)
+        self.blocks_at_start = blocks_at_start or len(structure.blocks)
         self.costs = [budget.cost.total(self.sizes, self.dropped) for budget in budgets]
         self.at_start = list(self.costs)
         self.by_kind: dict[str, list[str]] = {}
@@ -178,9 +182,7 @@ class _Solver:
 
     def _candidates(self) -> list[_Candidate]:
         found = [c for name in self.groups if (c := self._next_chunk(name)) is not None]
-        if self.block_scores and (block := self._next_block()) is not None:
-            found.append(block)
-        return found
+        return found + self._next_blocks()
 
     def _next_chunk(self, name: str) -> _Candidate | None:
         group = self.groups[name]
@@ -199,13 +201,16 @@ class _Solver:
             name, group.kind, dict.fromkeys(group.factors, after), None, score, share, width - after
         )
 
-    def _next_block(self) -> _Candidate | None:
-        left = [block for block in self.block_order if block not in self.dropped]
-        if len(left) < 1 or len(self.structure.blocks) - len(self.dropped) <= 1:
-            return None
-        block = left[0]
-        share = (len(self.dropped) + 1) / self.block_total
-        return _Candidate("blocks", "blocks", {}, block, self.block_scores[block], share, 1)
+    def _next_blocks(self) -> list[_Candidate]:
+        if len(self.structure.blocks) - len(self.dropped) <= 1:
+            return []
+        gone = self.blocks_at_start - len(self.structure.blocks) + len(self.dropped)
+        share = (gone + 1) / self.blocks_at_start
+        return [
+            _Candidate(block, "blocks", {}, block, score, share, 1)
+            for block, score in self.block_scores.items()
+            if block not in self.dropped
+        ]
 
     def _compared(self, candidates: list[_Candidate]) -> Collection[_Candidate]:
         """All candidates; where kinds are compared by what they lose, the least important of each kind."""
