@@ -126,6 +126,20 @@ def test_the_best_checkpoint_is_of_the_final_architecture(tmp_path, monkeypatch)
     assert best["architecture"]["cuts"] == cuts(run)
 
 
+@pytest.mark.slow
+def test_two_processes_cut_alike_and_train_on(tmp_path, train_py, monkeypatch):
+    arguments = (*QUICK, "recipe.ema=0.9", "compress.prune.importance=taylor")
+    done = train_py(
+        *arguments, "recipe.batch_size=64", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu",
+        f"run_dir={tmp_path / 'two'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run_in(tmp_path, monkeypatch, *arguments, "run_dir=one")  # the same 128 images a step
+    assert cuts(tmp_path / "two") == cuts(tmp_path / "one")
+    two, one = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
+    assert max((two[name] - one[name]).abs().max().item() for name in one) < 1e-4  # the order of sums
+
+
 def test_a_schedule_in_steps_and_at_once(tmp_path, monkeypatch):
     run_in(
         tmp_path, monkeypatch, *QUICK, f"{PRUNE}.schedule=one_shot", f"{PRUNE}.start=4steps", "run_dir=run",
