@@ -28,7 +28,11 @@ from effvit_train.models.structure import Axis, Group, Structure, read_structure
 
 CUT = "prune"  # the `kind` of our entries in an architecture record
 # How often a factor on a parameter stands in its optimizer's averages of gradients.
-_POWERS = {"exp_avg": -1, "momentum_buffer": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2, "square_avg": -2}
+_POWERS = {
+    **dict.fromkeys(("exp_avg", "exp_avg_diff", "momentum_buffer", "momentum", "exp_inf"), -1),
+    **dict.fromkeys(("last_grad", "neg_pre_grad"), -1),
+    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_avg_var", "sum"), -2),
+}
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,8 @@ def _refresh_module(module: Any) -> None:
 
 
 def _refresh_vit(model: Any) -> None:
+    if not isinstance(getattr(model.patch_embed, "proj", None), nn.Conv2d):
+        return  # another stem, whose width is never cut
     model.embed_dim = model.num_features = model.head_hidden_size = model.patch_embed.proj.out_channels
     for entry in model.feature_info:
         entry["num_chs"] = model.embed_dim
@@ -289,15 +295,20 @@ def rebuild(model: nn.Module, cuts: Sequence[Mapping[str, Any]]) -> None:
 
 def recorded_operations(model: nn.Module, cut: Mapping[str, Any]) -> list[Operation]:
     """The operations that bring a model to the widths of a recorded cut; raises as `rebuild` does."""
+    if not isinstance(cut, Mapping):
+        raise ValueError(f"{cut!r} is not a cut in the architecture record")
     if cut.get("kind") != CUT:
         raise ValueError(f"unknown cut {cut.get('kind')!r} in the architecture record")
+    blocks, widths = cut.get("blocks"), cut.get("widths")
+    if not isinstance(blocks, list) or not isinstance(widths, Mapping):
+        raise ValueError("a cut in the architecture record does not tell its blocks and widths")
     structure = read_structure(model)
     operations: list[Operation] = []
-    for block in cut["blocks"]:
+    for block in blocks:
         if block not in structure.blocks:
             raise ValueError(f"no block {block!r} to leave out")
         operations += drop_block(structure, block)
-    for name, width in cut["widths"].items():
+    for name, width in widths.items():
         group = structure.groups.get(name)
         if group is None or type(width) is not int or not 1 <= width <= structure.size(group):
             raise ValueError(f"{name!r} cannot be cut to {width!r}")
