@@ -58,8 +58,8 @@ def test_a_run_ships_a_small_dense_model(tmp_path, monkeypatch, capsys):
     made = [cut["macs"] / found["start"]["macs"] for cut in found["cuts"]]
     assert made == pytest.approx(wanted, rel=0.012)
     assert all(share <= target for share, target in zip(made, wanted, strict=True))
-    # 3 epochs of 9 steps: at 0.2, 0.45 and 0.7 of 27 steps, at the next whole step
-    assert [cut["step"] for cut in cuts(run)] == [6, 13, 19]
+    # 3 epochs of 9 steps: at 0.2, 0.45 and 0.7 of 27 steps: 5.4, 12.15, 18.9
+    assert [cut["step"] for cut in cuts(run)] == [5, 12, 18]
     model = load_model(run)
     assert count_operations(model, (1, 8, 8)).macs == found["cuts"][-1]["macs"]
     assert count_parameters(model) == found["cuts"][-1]["params"] == card(run)["model"]["params"]
@@ -95,8 +95,8 @@ def test_resume_across_cuts_gives_the_same_bytes(mix, tmp_path, monkeypatch):
     run_in(tmp_path, monkeypatch, *arguments, "run_dir=whole")
     whole = result(tmp_path / "whole")
     assert len(cuts(tmp_path / "whole")) == 3
-    # before the first cut (step 6), right before the second (13), and after the last (19)
-    for steps in ((3,), (13, 2), (21,)):
+    # before the first cut (step 5), right before the second (12), and after the last (18)
+    for steps in ((3,), (12, 2), (21,)):
         name = "-".join(map(str, steps))
         assert interrupted_run(
             tmp_path, monkeypatch, "on_train_batch_end", steps[0], *arguments, f"run_dir={name}"
@@ -116,7 +116,7 @@ def test_a_run_made_longer_cuts_when_it_would_have(tmp_path, monkeypatch):
         tmp_path, monkeypatch, "on_train_batch_end", 8, *QUICK, "run_dir=run"
     ) == 130  # fmt: skip
     run_in(tmp_path, monkeypatch, "resume=run", "trainer.max_epochs=6")
-    assert [cut["step"] for cut in cuts(tmp_path / "run")] == [6, 13, 19]
+    assert [cut["step"] for cut in cuts(tmp_path / "run")] == [5, 12, 18]
 
 
 def test_the_best_checkpoint_is_of_the_final_architecture(tmp_path, monkeypatch):

@@ -505,7 +505,7 @@ def test_a_cut_model_is_exported_and_compiled():
 ])  # fmt: skip
 def test_a_record_of_another_model(cut, words, tmp_path):
     model, record = make("vit", double=False), record_for("vit")
-    with pytest.raises((ValueError, KeyError), match=words):
+    with pytest.raises(ValueError, match=words):
         rebuild(model, [cut])
     record.cuts.append(cut)
     save_model(model, record, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class Pruning(pl.Callback):
                 )  # fmt: skip
             self.positions = positions(start, end, self.config.cuts, one_shot=one_shot)
             name, last = ("start", start) if one_shot else ("end", end)
-            if last * steps > epochs * steps - 1:
+            if _step(last, steps) >= epochs * steps:
                 raise UserError(
                     f"leaves no step after the last cut: the training has {epochs} epochs of {steps} steps",
                     key=f"{_KEY}.{name}", value=getattr(self.config, name), remedy="an earlier cut",
@@ -92,8 +93,10 @@ class Pruning(pl.Callback):
     ) -> None:
         """Make the cut that is due."""
         assert self.positions is not None
-        now = trainer.current_epoch + batch_idx / int(trainer.num_training_batches)
-        due = sum(position <= now + 1e-9 for position in self.positions)
+        steps = int(trainer.num_training_batches)
+        now = trainer.current_epoch + batch_idx / steps
+        step = trainer.current_epoch * steps + batch_idx
+        due = sum(_step(position, steps) <= step for position in self.positions)
         if due > self.done:
             self._cut(trainer, pl_module, due, now)
             self.done = due
@@ -195,3 +198,8 @@ class Pruning(pl.Callback):
         found = trainer.strategy.broadcast(table)
         assert found is not None
         return found
+
+
+def _step(position: float, steps: int) -> int:
+    """The step in which a position, in epochs, lies: the shortest training goes through all of them."""
+    return math.floor(position * steps + 1e-9)

@@ -28,7 +28,8 @@ def check_optimizer(recipe: RecipeConfig) -> None:
         return  # `build` tells what is wrong with it
     for parameter, state in optimizer.state.items():
         for value in state.values():
-            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
+            nested = isinstance(value, (list, tuple, dict))
+            if nested or (isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape):
                 raise UserError(
                     "keeps a state that cannot be cut along with the weights",
                     key="recipe.optimizer", value=recipe.optimizer, remedy="e.g. recipe.optimizer=adamw",
