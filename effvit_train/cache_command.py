@@ -9,13 +9,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from effvit_train.build import build, check_device
+from effvit_train.build import check_device
 from effvit_train.config import Config
 from effvit_train.errors import MachineError, UserError
-from effvit_train.job import Job, run_job
+from effvit_train.job import Job, build_only
 from effvit_train.runs import RunDir
 from effvit_train.signals import Stop
-from effvit_train.teachers import teacher_trainer
 
 _KEY = "compress.distill.cache.epochs"
 
@@ -41,7 +40,7 @@ def build_cache(config: Config, stop: Stop) -> None:
     console = Console()
     with tempfile.TemporaryDirectory() as nowhere:  # nothing of this is a run; its teacher is, elsewhere
         job = Job(config, RunDir(Path(nowhere)), config.name, config.model.name, console=console, stop=stop)
-        built = build(config, precision=None, train=teacher_trainer(job, run_job), say=job.say)
+        built = build_only(job)
     (ahead,) = built.ahead
     device = torch.device(check_device(config))
     module = built.module.to(device)

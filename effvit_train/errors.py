@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -49,6 +50,33 @@ def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         hint = did_you_mean(value, allowed) or f"e.g. {key}={allowed[0]}"
         raise UserError(f"must be one of {', '.join(allowed)}", key=key, value=value, remedy=hint)
+
+
+def kinds_of(
+    key: str, value: Any, allowed: tuple[str, ...], *, what: str, one: str, example: str
+) -> list[str]:
+    """A list of distinct allowed words, of which one alone needs no brackets.
+
+    Args:
+        key: of the list.
+        value: a word or a list of words.
+        allowed: words.
+        what: is done with them, for the message.
+        one, example: of a list, for the remedy.
+
+    Raises:
+        UserError: another word, no word, or one twice.
+    """
+    kinds = value if isinstance(value, list) else [value]
+    for kind in kinds:
+        if kind not in allowed:
+            hint = did_you_mean(str(kind), allowed) or f"e.g. '{key}=[{example}]'"
+            raise UserError(f"must be of {', '.join(allowed)}", key=key, value=str(kind), remedy=hint)
+    if not kinds:
+        raise UserError(f"names nothing to {what}", key=key, value="[]", remedy=f"e.g. {key}=[{one}]")
+    if len(set(kinds)) < len(kinds):
+        raise UserError("names a kind twice", key=key, value=",".join(kinds), remedy="once is enough")
+    return kinds
 
 
 def between(key: str, value: float, low: float, high: float, *, example: str) -> None:

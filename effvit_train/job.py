@@ -109,6 +109,11 @@ def run_job(job: Job) -> Card | None:
             ) from error
 
 
+def build_only(job: Job) -> Built:
+    """Build what a run of this configuration would build, without a run; teachers are trained if need be."""
+    return build(job.config, precision=None, train=teacher_trainer(job, run_job), say=job.say)
+
+
 def _run(job: Job) -> Card | None:
     config, run_dir, first = job.config, job.run_dir, is_first_process()
     before = run_dir.state.read_text() if run_dir.state.exists() else None

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from effvit_train.build import build, check_device
+from effvit_train.build import check_device
 from effvit_train.config import Config
-from effvit_train.job import Job, run_job
+from effvit_train.job import Job, build_only
 from effvit_train.runs import RunDir
-from effvit_train.teachers import teacher_trainer
 
 
 def show_previews(config: Config) -> None:
@@ -20,7 +19,7 @@ def show_previews(config: Config) -> None:
     console = Console()
     with tempfile.TemporaryDirectory() as nowhere:  # nothing of this is a run
         job = Job(config, RunDir(Path(nowhere)), config.name, config.model.name, console=console)
-        built = build(config, precision=None, train=teacher_trainer(job, run_job), say=job.say)
+        built = build_only(job)
     module = built.module.to(torch.device(check_device(config)))
     for preview in built.previews:
         console.print(preview(module, built.data))

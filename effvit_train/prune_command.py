@@ -8,7 +8,6 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,10 +16,9 @@ from effvit_train.audit.cost import measure_cost
 from effvit_train.audit.quality import measure_quality
 from effvit_train.card import Card
 from effvit_train.compress.prune.config import CRITERIA, PruneConfig, TargetConfig
-from effvit_train.compress.prune.latency import measure
 from effvit_train.compress.prune.plan import record_of
-from effvit_train.compress.prune.preview import batches, plan_table
-from effvit_train.compress.prune.pruner import Decision, Pruner
+from effvit_train.compress.prune.preview import plan_table
+from effvit_train.compress.prune.pruner import Decision, Pruner, batches
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.finished import Finished, open_finished, predict
 from effvit_train.keys import stream_key
@@ -59,9 +57,7 @@ def prune(argv: Sequence[str]) -> None:
     pruner = Pruner(settings, run.record)
     pruner.check()
     if not pruner.ready:
-        say("measuring latencies of the parts that may be cut ...")
-        table = measure(run.model, pruner.structure, run.record.input_shape, pruner.kinds)
-        pruner = Pruner(settings, run.record, table)
+        pruner.measure(run.model, say)
         pruner.check()
     seed = stream_key("prune", run.config.seed, 1)
     decision = pruner.decide(run.model, batches(settings, module, run.data), 1, 1, seed=seed)
@@ -175,14 +171,9 @@ def _write(
         epochs=int(before.run["epochs"]), data=run.data.info.fingerprint, made_by=MADE_BY,
         precision="32-true", slurm_job=None,
     )  # fmt: skip
-    settings = pruner.config
     after = pruner.costs_after(decision.structure, decision.plan)
-    pruning: dict[str, Any] = {
-        "made_by": MADE_BY, "of": str(run.run_dir.path), "target": dict(settings.targets),
-        "kinds": list(pruner.kinds), "importance": settings.importance, "allot": settings.allot,
-        "schedule": "one_shot", "compensate": settings.fill_in, "start": dict(pruner.start),
-        "start_widths": pruner.start_widths,
-        "calibration_images": settings.calibration if settings.reads_data else None,
+    pruning = pruner.facts() | {
+        "made_by": MADE_BY, "of": str(run.run_dir.path),
         "cuts": [{**after, "blocks": list(decision.plan.blocks), "widths": dict(decision.plan.widths)}],
     }  # fmt: skip
     card = Card.of(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,6 @@ from timm.models.swin_transformer import (
 )
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-
-KINDS = ("heads", "head_width", "mlp", "embed", "blocks")
 
 Segment = tuple[str | int, ...]  # the product of factors: a factor's name, or a constant
 Axis = tuple[Segment, ...]  # segments one after another
@@ -55,7 +53,7 @@ class Group:
 
     Attributes:
         name: such as `blocks.3.mlp`, `blocks.3.attn.heads`, `embed`.
-        kind: one of `KINDS`.
+        kind: heads | head_width | mlp | embed.
         factors: names in the axes; of a `head_width` two, which have to be equally wide.
         block: the block that it lies in, or None.
         taps: where its units are seen, factor by factor.
@@ -90,6 +88,10 @@ class Structure:
         """Units that the group has now."""
         return self.sizes[group.factors[0]]
 
+    def heads_of(self, group: Group) -> str:
+        """The factor that counts the heads of the attention whose heads or widths these are."""
+        return self.attention[group.name.rpartition(".")[0]][0]
+
     def length(self, axis: Axis) -> int:
         """Entries of an axis."""
         return sum(segment_length(segment, self.sizes) for segment in axis)
@@ -102,7 +104,7 @@ class Structure:
                     yield name, dim, axis
 
 
-def segment_length(segment: Segment, sizes: dict[str, int]) -> int:
+def segment_length(segment: Segment, sizes: Mapping[str, int]) -> int:
     """Entries of a segment."""
     return math.prod(factor if isinstance(factor, int) else sizes[factor] for factor in segment)
 

@@ -121,7 +121,7 @@ def kept_entries(axis: Axis, factor: str, kept: Tensor, sizes: Mapping[str, int]
     """
     parts, start = [], 0
     for segment in axis:
-        length = segment_length(segment, dict(sizes))
+        length = segment_length(segment, sizes)
         entries = torch.arange(start, start + length)
         start += length
         if factor in segment:
@@ -320,6 +320,5 @@ def first_units(structure: Structure, group: Group, width: int) -> Keep:
     """Keep the first units of a group."""
     kept = torch.arange(width)
     if group.kind == "head_width":
-        heads = structure.sizes[structure.attention[group.name.rpartition(".")[0]][0]]
-        kept = kept.expand(heads, -1)
+        kept = kept.expand(structure.sizes[structure.heads_of(group)], -1)
     return tuple(kept for _ in group.factors)

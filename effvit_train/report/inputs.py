@@ -146,6 +146,11 @@ def as_dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def as_dicts(value: Any) -> list[dict[str, Any]]:
+    """The items of a list, each as `as_dict` has it; an empty list for anything else."""
+    return [as_dict(item) for item in value] if isinstance(value, list) else []
+
+
 def as_list(value: Any) -> list[str]:
     """`value` as a list of text: a list as it is, a word as a list of one, null as an empty one."""
     if isinstance(value, (list, tuple)):

@@ -8,7 +8,7 @@ from typing import Any
 from effvit_train.report import format as fmt
 from effvit_train.report import markup
 from effvit_train.report.charts import escape
-from effvit_train.report.inputs import RunData, as_dict, as_list
+from effvit_train.report.inputs import RunData, as_dict, as_dicts, as_list
 
 _KINDS = {"heads": "Heads", "head_width": "Width of a head", "mlp": "MLP", "embed": "Embedding"}
 _LAST = {"heads": ".heads", "head_width": ".head_width", "embed": "embed"}
@@ -19,7 +19,7 @@ def section(data: RunData) -> str:
     """Widths before and after, and how it came to them; nothing where nothing was cut."""
     pruning = as_dict(data.card.provenance.get("pruning"))
     start = as_dict(pruning.get("start_widths"))
-    made = [as_dict(cut) for cut in as_list_of_any(pruning.get("cuts"))]
+    made = as_dicts(pruning.get("cuts"))
     if not made or not start:
         return ""
     end, dropped = dict(start), set()
@@ -28,11 +28,6 @@ def section(data: RunData) -> str:
         dropped |= set(as_list(cut.get("blocks")))
     hints = "".join(f'<p class="hint">{markup.text(line)}</p>' for line in _sentences(pruning, made) if line)
     return markup.section("What was cut", _table(start, end, dropped) + hints)
-
-
-def as_list_of_any(value: object) -> list[Any]:
-    """A list, or an empty one."""
-    return value if isinstance(value, list) else []
 
 
 def kind_of(group: str) -> str:

@@ -8,7 +8,7 @@ from effvit_train.card import MEASURES, Card
 from effvit_train.report import format as fmt
 from effvit_train.report import markup
 from effvit_train.report.charts import escape
-from effvit_train.report.inputs import RunData, as_dict, as_list
+from effvit_train.report.inputs import RunData, as_dict, as_dicts, as_list
 
 _COLUMNS = 3  # teachers of an ensemble that fit beside the student
 
@@ -21,7 +21,7 @@ def section(data: RunData) -> str:
     if teacher.get("source") == "self":
         text = "The student learnt from the moving average of its own weights, which has no card of its own."
         return markup.section("Teacher and student", f'<p class="hint">{escape(text)}</p>')
-    members = _dicts(teacher.get("members")) or [teacher]
+    members = as_dicts(teacher.get("members")) or [teacher]
     sentences = [_origin(member) for member in members]
     if len(members) > _COLUMNS:
         sentences.append(f"The table shows {_COLUMNS} of the {len(members)} teachers.")
@@ -81,7 +81,7 @@ def _origin(teacher: dict[str, Any]) -> str:
     elif teacher.get("declared"):
         data = f"trained on {teacher['declared']}, as declared"
     else:
-        seen = [entry.get("name") for entry in _dicts(teacher.get("seen"))]
+        seen = [entry.get("name") for entry in as_dicts(teacher.get("seen"))]
         names = ", ".join(dict.fromkeys(str(name) for name in seen if name))
         data = f"trained on {names}" if names else "what it was trained on is not declared"
     source = {"trained here": "trained for this run", "run": "an earlier run", "timm": "published weights"}
@@ -99,10 +99,6 @@ def _learnt(teacher: dict[str, Any]) -> str:
             f"(the {cache.get('top_k')} likeliest classes, {cache.get('dtype')})."
         )
     return text.strip()
-
-
-def _dicts(value: object) -> list[dict[str, Any]]:
-    return [as_dict(item) for item in value] if isinstance(value, list) else []
 
 
 def _number(value: object) -> float | None:

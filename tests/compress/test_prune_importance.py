@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from effvit_train.compress.prune.config import KINDS
 from effvit_train.compress.prune.importance import Calibration, calibrate, importances
 from effvit_train.compress.prune.plan import operations_of
 from effvit_train.compress.prune.solver import Plan
-from effvit_train.models.structure import KINDS, read_structure
+from effvit_train.models.structure import read_structure
 from effvit_train.models.surgery import Fold, apply
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, weights of the losses

@@ -12,7 +12,7 @@ import torch
 
 from effvit_train.audit.operations import count_operations
 from effvit_train.compress.prune import costs
-from effvit_train.compress.prune.config import PruneConfig, TargetConfig
+from effvit_train.compress.prune.config import KINDS, PruneConfig, TargetConfig
 from effvit_train.compress.prune.costs import Product, Products
 from effvit_train.compress.prune.plan import record_of
 from effvit_train.compress.prune.pruner import Pruner
@@ -27,10 +27,15 @@ from effvit_train.compress.prune.solver import (
 )
 from effvit_train.models.factory import build
 from effvit_train.models.record import ArchitectureRecord
-from effvit_train.models.structure import KINDS, Group, Structure, read_structure
+from effvit_train.models.structure import Group, Structure, read_structure
 from effvit_train.models.surgery import apply, rebuild
 
 WIDTHS = ("heads", "head_width", "mlp", "embed")
+
+
+def structure_of(record: ArchitectureRecord) -> Structure:
+    with torch.device("meta"):
+        return read_structure(build(record))
 
 
 def record(name: str, **kwargs) -> ArchitectureRecord:
@@ -59,7 +64,7 @@ RECORDS = {
 def known(name: str) -> tuple[torch.nn.Module, Structure, Products, Products]:
     """A tiny model, its structure, its MACs and its parameters."""
     one = RECORDS[name]
-    model, structure = build(one), costs.structure_of(one)
+    model, structure = build(one), structure_of(one)
     return model, structure, costs.macs(one, structure), costs.parameters(model, structure)
 
 
@@ -137,7 +142,7 @@ def test_costs_of_a_vit_by_hand():
 def small() -> tuple[Structure, Products, Products]:
     """ViT-S/16, without weights."""
     one = ArchitectureRecord("vit_small_patch16_224", {"num_classes": 100}, (3, 224, 224), (), (), ())
-    structure = costs.structure_of(one)
+    structure = structure_of(one)
     with torch.device("meta"):
         parameters = costs.parameters(build(one), structure)
     return structure, costs.macs(one, structure), parameters
@@ -224,7 +229,7 @@ def test_several_budgets_are_all_met(allot, macs_left, params_left):
 
 def test_a_swin_meets_its_budget():
     one = record("swin_tiny_patch4_window7_224", img_size=224)
-    structure = costs.structure_of(one)
+    structure = structure_of(one)
     macs = costs.macs(one, structure)
     for kinds in (("heads", "mlp"), ("embed", "head_width"), KINDS):
         plan = solved(structure, [budget("macs", macs, structure, 0.5)], kinds, allot="isomorphic")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from effvit_train.config import RecipeConfig
-from effvit_train.errors import UserError, at_least, between, did_you_mean, one_of
+from effvit_train.errors import UserError, at_least, between, kinds_of, one_of
 from effvit_train.models.config import ModelConfig
 
 LOGIT_KINDS = ("soft", "hard", "self")
@@ -183,7 +183,9 @@ class DistillConfig:
 
     def validate(self) -> None:
         """Raise `UserError` for a value that cannot be."""
-        self._check_kinds()
+        self.kinds = kinds_of(
+            f"{_KEY}.kinds", self.kinds, KINDS, what="learn", one="soft", example="soft,feature"
+        )
         self._check_teacher()
         if not self.temperature > 0:
             raise UserError(
@@ -214,21 +216,6 @@ class DistillConfig:
             self.trained.recipe.validate()
         except UserError as error:
             raise error.under(f"{_KEY}.trained") from None
-
-    def _check_kinds(self) -> None:
-        key = f"{_KEY}.kinds"
-        if not isinstance(self.kinds, list):
-            self.kinds = [self.kinds]
-        for kind in self.kinds:
-            if kind not in KINDS:
-                kind = str(kind)
-                hint = did_you_mean(kind, KINDS) or f"e.g. '{key}=[soft,feature]'"
-                raise UserError(f"must be of {', '.join(KINDS)}", key=key, value=kind, remedy=hint)
-        if not self.kinds:
-            raise UserError("names nothing to learn", key=key, value="[]", remedy=f"e.g. {key}=[soft]")
-        if len(set(self.kinds)) < len(self.kinds):
-            names = ",".join(self.kinds)
-            raise UserError("names a kind twice", key=key, value=names, remedy="once is enough")
 
     def _check_teacher(self) -> None:
         key = f"{_KEY}.teacher"

@@ -48,11 +48,7 @@ def attach(config: Config, context: Context) -> Attachment:
     if left_out:
         context.say(f"prune: {context.record.name} has no {', '.join(left_out)} that can be cut by us")
     pruner.check()
-    provenance = {
-        "target": dict(prune.targets), "kinds": list(pruner.kinds), "importance": prune.importance,
-        "allot": prune.allot, "schedule": prune.schedule, "compensate": prune.fill_in,
-        "calibration_images": prune.calibration if prune.reads_data else None,
-    }  # fmt: skip
+    provenance = pruner.facts()
     return Attachment(
         callbacks=[Pruning(prune, pruner, provenance, context.say)],
         provenance={"pruning": provenance},

@@ -14,10 +14,9 @@ from pytorch_lightning.strategies import DDPStrategy
 from typing_extensions import override
 
 from effvit_train.compress.prune.config import Moment, PruneConfig
-from effvit_train.compress.prune.latency import Table, measure
+from effvit_train.compress.prune.latency import Table
 from effvit_train.compress.prune.plan import record_of
-from effvit_train.compress.prune.preview import batches
-from effvit_train.compress.prune.pruner import Decision, Pruner
+from effvit_train.compress.prune.pruner import Decision, Pruner, batches
 from effvit_train.compress.prune.schedule import positions
 from effvit_train.errors import UserError
 from effvit_train.files import read_json, write_json
@@ -58,8 +57,7 @@ class Pruning(pl.Callback):
         if len(self.record.cuts) != len(self.pruner.record.cuts):
             self.pruner = Pruner(self.config, self.record)
         if not self.pruner.ready:
-            table = self._table(trainer, pl_module)
-            self.pruner = Pruner(self.config, self.record, table)
+            self.pruner.use(self._table(trainer, pl_module))
             self.pruner.check()
         self._tell()
 
@@ -74,10 +72,7 @@ class Pruning(pl.Callback):
             )
             one_shot = self.config.schedule == "one_shot"
             if end < start and not one_shot:
-                raise UserError(
-                    f"is before {_KEY}.start={self.config.start}", key=f"{_KEY}.end", value=self.config.end,
-                    remedy="the last cut comes after the first",
-                )  # fmt: skip
+                raise self.config.out_of_order()
             self.positions = positions(start, end, self.config.cuts, one_shot=one_shot)
             name, last = ("start", start) if one_shot else ("end", end)
             if _step(last, steps) >= epochs * steps:
@@ -169,11 +164,7 @@ class Pruning(pl.Callback):
         self._say(f"cut {number} of {total}: {', '.join(words)} of the start{missed}")
 
     def _tell(self) -> None:
-        self.provenance |= {
-            "start": dict(self.pruner.start),
-            "start_widths": self.pruner.start_widths,
-            "cuts": self.cuts,
-        }
+        self.provenance |= {**self.pruner.facts(), "cuts": self.cuts}
 
     def _table(self, trainer: pl.Trainer, module: Any) -> Table:
         path = Path(trainer.default_root_dir) / LATENCY_FILE
@@ -190,10 +181,7 @@ class Pruning(pl.Callback):
                         f"{path} is missing or damaged: the latencies were measured on the uncut model",
                         key=f"{_KEY}.target.latency_ms", remedy="give back the file",
                     )  # fmt: skip
-                self._say("measuring latencies of the parts that may be cut ...")
-                table = measure(
-                    module.model, self.pruner.structure, self.record.input_shape, self.pruner.kinds
-                )
+                table = self.pruner.measure(module.model, self._say)
                 write_json(path, table.to_json())
         found = trainer.strategy.broadcast(table)
         assert found is not None

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from effvit_train.errors import UserError, at_least, did_you_mean, one_of
+from effvit_train.errors import UserError, at_least, kinds_of, one_of
 
 _KEY = "compress.prune"
 KINDS = ("heads", "head_width", "mlp", "embed", "blocks")
@@ -96,7 +96,7 @@ class PruneConfig:
             raise UserError(
                 "must be positive", key=f"{_KEY}.target.latency_ms", value=latency, remedy="e.g. 5.0"
             )
-        self._check_kinds()
+        self.kinds = kinds_of(f"{_KEY}.kinds", self.kinds, KINDS, what="cut", one="mlp", example="heads,mlp")
         one_of(f"{_KEY}.importance", self.importance, CRITERIA)
         one_of(f"{_KEY}.norm", self.norm, ("l1", "l2"))
         one_of(f"{_KEY}.allot", self.allot, ("isomorphic", "global", "uniform"))
@@ -108,25 +108,14 @@ class PruneConfig:
         at_least(f"{_KEY}.calibration", self.calibration, 1)
         start, end = (Moment.read(getattr(self, name), key=f"{_KEY}.{name}") for name in ("start", "end"))
         if self.schedule != "one_shot" and start.unit == end.unit and end.value < start.value:
-            raise UserError(
-                f"is before {_KEY}.start={self.start}", key=f"{_KEY}.end", value=self.end,
-                remedy="the last cut comes after the first",
-            )  # fmt: skip
+            raise self.out_of_order()
 
-    def _check_kinds(self) -> None:
-        key = f"{_KEY}.kinds"
-        if not isinstance(self.kinds, list):
-            self.kinds = [self.kinds]
-        for kind in self.kinds:
-            if kind not in KINDS:
-                hint = did_you_mean(str(kind), KINDS) or f"e.g. '{key}=[heads,mlp]'"
-                raise UserError(f"must be of {', '.join(KINDS)}", key=key, value=str(kind), remedy=hint)
-        if not self.kinds:
-            raise UserError("names nothing to cut", key=key, value="[]", remedy=f"e.g. {key}=[mlp]")
-        if len(set(self.kinds)) < len(self.kinds):
-            raise UserError(
-                "names a kind twice", key=key, value=",".join(self.kinds), remedy="once is enough"
-            )
+    def out_of_order(self) -> UserError:
+        """The error of a last cut that comes before the first."""
+        return UserError(
+            f"is before {_KEY}.start={self.start}", key=f"{_KEY}.end", value=self.end,
+            remedy="the last cut comes after the first",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from effvit_train.audit.operations import count_operations
 from effvit_train.models.factory import build
 from effvit_train.models.record import ArchitectureRecord
-from effvit_train.models.structure import Axis, Structure, read_structure, segment_length
+from effvit_train.models.structure import Axis, Structure, segment_length
 from effvit_train.models.surgery import Drop, apply
 
 Sizes = dict[str, int]
@@ -88,10 +88,9 @@ class Products:
 
 def parameters(model: nn.Module, structure: Structure) -> Products:
     """The number of parameters, as a function of widths."""
-    names = dict(model.named_parameters())
     terms = [
-        Product(1, axes if name in structure.axes else _whole(names[name]), _block_of(name, structure))
-        for name, axes in ((name, structure.axes.get(name, ())) for name in names)
+        Product(1, structure.axes.get(name) or _whole(parameter), block_of(name, structure))
+        for name, parameter in model.named_parameters()
     ]
     return Products(terms, 0)
 
@@ -134,11 +133,11 @@ def macs(record: ArchitectureRecord, structure: Structure) -> Products:
     for hook in hooks:
         hook.remove()
     terms = [
-        Product(positions[name], structure.axes[f"{name}.weight"], _block_of(name, structure))
+        Product(positions[name], structure.axes[f"{name}.weight"], block_of(name, structure))
         for name in sorted(layers)
     ]
     for name, (heads, qk, v) in structure.attention.items():
-        terms.append(Product(scores[name], (((heads, qk), (heads, v)),), _block_of(name, structure)))
+        terms.append(Product(scores[name], (((heads, qk), (heads, v)),), block_of(name, structure)))
     rest = total
     for block in structure.blocks:
         if f"{block}.attn" not in structure.attention or f"{block}.mlp" not in structure.groups:
@@ -150,13 +149,8 @@ def macs(record: ArchitectureRecord, structure: Structure) -> Products:
     return Products(terms, total - sum(term.value(structure.sizes) for term in terms))
 
 
-def structure_of(record: ArchitectureRecord) -> Structure:
-    """The structure of a recorded architecture."""
-    with torch.device("meta"):
-        return read_structure(build(record))
-
-
-def _block_of(name: str, structure: Structure) -> str | None:
+def block_of(name: str, structure: Structure) -> str | None:
+    """The block that a parameter or a module lies in."""
     return next((block for block in structure.blocks if name.startswith(f"{block}.")), None)
 
 

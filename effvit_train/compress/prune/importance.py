@@ -17,10 +17,7 @@ from timm.layers import DropPath, PatchDropout
 from torch import Tensor, nn
 
 from effvit_train.keys import stream_key
-from effvit_train.models.structure import Group, Structure, Tap, units
-
-Criterion = str
-READS_DATA = frozenset({"taylor", "hessian", "variance"})
+from effvit_train.models.structure import Axis, Group, Structure, Tap, units
 
 
 @dataclass
@@ -95,7 +92,7 @@ def calibrate(
     groups = [group for group in structure.groups.values() if group.kind in kinds]
     wanted = {tap for group in groups for taps in group.taps for tap in taps}
     blocks = structure.blocks if "blocks" in kinds else []
-    branches = {block: [Tap(f"{block}.{part}", True, ()) for part in ("attn", "mlp")] for block in blocks}
+    branches = {block: _branches(block) for block in blocks}
     wanted |= {tap for taps in branches.values() for tap in taps}
     result = Calibration()
     with _watch(model, sorted(wanted, key=str)) as seen, _deterministic(model):
@@ -112,7 +109,7 @@ def calibrate(
 
 
 def importances(
-    criterion: Criterion,
+    criterion: str,
     model: nn.Module,
     structure: Structure,
     calibration: Calibration | None,
@@ -130,7 +127,7 @@ def importances(
             NViT); `variance` of its activation (Berisha et al. 2025, VBP); `random`.
         model: whose weights are looked at.
         structure: of the model.
-        calibration: what `calibrate` returned, for criteria in `READS_DATA`.
+        calibration: what `calibrate` returned, for `taylor`, `hessian` and `variance`.
         kinds: what may be cut.
         norm: l1 | l2, of `magnitude`.
         seed: of `random`.
@@ -171,16 +168,12 @@ def importances(
 
 def _shape(structure: Structure, group: Group, factor: str) -> tuple[int, ...]:
     if group.kind == "head_width":
-        return structure.sizes[_heads(structure, group)], structure.sizes[factor]
+        return structure.sizes[structure.heads_of(group)], structure.sizes[factor]
     return (structure.sizes[factor],)
 
 
-def _heads(structure: Structure, group: Group) -> str:
-    return structure.attention[group.name.rpartition(".")[0]][0]
-
-
-def _units(structure: Structure, group: Group, axis: Any, factor: str) -> Tensor:
-    per = _heads(structure, group) if group.kind == "head_width" else None
+def _units(structure: Structure, group: Group, axis: Axis, factor: str) -> Tensor:
+    per = structure.heads_of(group) if group.kind == "head_width" else None
     return units(axis, factor, structure.sizes, per=per)
 
 
@@ -191,8 +184,8 @@ def _magnitude(model: nn.Module, structure: Structure, group: Group, norm: str) 
         shape = _shape(structure, group, factor)
         total = torch.zeros(shape, dtype=torch.float64).view(-1)
         for name, dim, axis in structure.touched(factor):
-            weight = model.get_parameter(name).double().movedim(dim, 0).flatten(1).cpu() \
-                if model.get_parameter(name).ndim > 1 else model.get_parameter(name).double()[:, None].cpu()  # fmt: skip
+            parameter = model.get_parameter(name)
+            weight = parameter.double().movedim(dim, 0).reshape(parameter.shape[dim], -1).cpu()
             entries = (weight**2 if norm == "l2" else weight.abs()).sum(dim=1)
             _scatter(total, _units(structure, group, axis, factor), entries)
         result.append((total.sqrt() if norm == "l2" else total).view(shape))
@@ -238,8 +231,12 @@ def _variance(structure: Structure, group: Group, calibration: Calibration) -> t
 
 
 def _block_variance(calibration: Calibration, block: str) -> float:
-    taps = [Tap(f"{block}.{part}", True, ()) for part in ("attn", "mlp")]
-    return sum(float(calibration.moments[tap].variance.sum()) for tap in taps)
+    return sum(float(calibration.moments[tap].variance.sum()) for tap in _branches(block))
+
+
+def _branches(block: str) -> list[Tap]:
+    """What the block adds to the embedding."""
+    return [Tap(f"{block}.{part}", True, ()) for part in ("attn", "mlp")]
 
 
 def _flat(tap: Tap, tensor: Tensor, samples: int) -> Tensor:
@@ -343,12 +340,8 @@ def _watch(model: nn.Module, taps: list[Tap]) -> Iterator[dict[Tap, Tensor]]:
 def _deterministic(model: nn.Module) -> Iterator[None]:
     """Switch off dropout and stochastic depth, which would add noise of their own."""
     noisy = [m for m in model.modules() if isinstance(m, (nn.Dropout, DropPath, PatchDropout)) and m.training]
-    attention = [
-        (m, p)
-        for m in model.modules()
-        if m.training and isinstance(p := getattr(m, "attn_drop", None), nn.Dropout)
-    ]
-    rates = [(drop, drop.p) for _, drop in attention]
+    attention = [getattr(m, "attn_drop", None) for m in model.modules() if m.training]
+    rates = [(drop, drop.p) for drop in attention if isinstance(drop, nn.Dropout)]
     for module in noisy:
         module.eval()
     for drop, _ in rates:

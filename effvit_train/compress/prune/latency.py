@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from effvit_train.compress.prune.costs import Sizes
+from effvit_train.compress.prune.costs import Sizes, block_of
 from effvit_train.models.structure import Structure
 from effvit_train.models.surgery import apply, cut_group, first_units
 
@@ -80,10 +80,7 @@ class Latency:
 
     def __init__(self, table: Table, structure: Structure) -> None:
         self._table = table
-        self._block = {
-            name: next((b for b in structure.blocks if name.startswith(f"{b}.")), None)
-            for name in table.modules
-        }
+        self._block = {name: block_of(name, structure) for name in table.modules}
         known = sum(self._of(name, structure.sizes) for name in table.modules)
         self._rest = table.whole_ms - known
 

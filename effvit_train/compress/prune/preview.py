@@ -8,8 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from effvit_train.compress.prune.config import PruneConfig
-from effvit_train.compress.prune.latency import measure
-from effvit_train.compress.prune.pruner import Batches, Decision, Pruner
+from effvit_train.compress.prune.pruner import Decision, Pruner, batches
 from effvit_train.errors import UserError
 from effvit_train.keys import stream_key
 from effvit_train.parts import Context
@@ -19,39 +18,18 @@ def preview(config: PruneConfig, pruner: Pruner, context: Context) -> Callable[[
     """A function of the module and its data that gives the table of a single cut to the target, made now."""
 
     def show(module: Any, data: Any) -> Table:
-        ready = pruner
-        if not ready.ready:
-            context.say("measuring latencies of the parts that may be cut ...")
-            table = measure(module.model, pruner.structure, context.record.input_shape, pruner.kinds)
-            ready = Pruner(config, context.record, table)
-        decision = ready.decide(
+        if not pruner.ready:
+            pruner.measure(module.model, context.say)
+        decision = pruner.decide(
             module.model,
             batches(config, module, data),
             1,
             1,
             seed=stream_key("prune", context.config.seed, 1),
         )
-        return plan_table(ready, decision)
+        return plan_table(pruner, decision)
 
     return show
-
-
-def batches(config: PruneConfig, module: Any, data: Any, epoch: int = 0) -> Batches | None:
-    """The calibration images: the first ones that an epoch shows, as it shows them."""
-    if not config.reads_data:
-        return None
-    chosen, count = [], 0
-    for ids in data.train_batches(epoch):
-        if count >= config.calibration:
-            break
-        chosen.append(ids[: config.calibration - count])
-        count += len(chosen[-1])
-
-    def loaded() -> Any:
-        for batch in data.augmented_loader(chosen, epoch):
-            yield data.transfer_batch_to_device(batch, module.device, 0)
-
-    return Batches(loaded, lambda batch: module.sample_losses(batch, epoch))
 
 
 def plan_table(pruner: Pruner, decision: Decision | None) -> Table:
@@ -81,9 +59,9 @@ def plan_table(pruner: Pruner, decision: Decision | None) -> Table:
             table.add_row(
                 name, _change(structure.size(group), plan.widths.get(name)), *[""] * (len(kinds) - 1)
             )
-    after = pruner.costs_after(structure, plan)
-    for name, value in after.items():
-        start = pruner.start[name]
+    starts = pruner.start
+    for name, value in pruner.costs_after(structure, plan).items():
+        start = starts[name]
         table.add_row(name, f"{_number(start)} -> {_number(value)}", *[""] * (len(kinds) - 1))
         table.add_row("", f"{value / start:.3f} of the start", *[""] * (len(kinds) - 1))
     return table

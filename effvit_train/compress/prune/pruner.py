@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from effvit_train.compress.prune import costs
+from effvit_train.compress.prune import costs, latency
 from effvit_train.compress.prune.config import PruneConfig
 from effvit_train.compress.prune.importance import Calibration, calibrate, importances
 from effvit_train.compress.prune.latency import Latency, Table
@@ -18,6 +18,7 @@ from effvit_train.compress.prune.plan import operations_of
 from effvit_train.compress.prune.schedule import left
 from effvit_train.compress.prune.solver import Budget, CannotMeetError, Plan, Scores, sizes_after, solve
 from effvit_train.errors import UserError
+from effvit_train.models.factory import build
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.structure import Structure, read_structure
 from effvit_train.models.surgery import Operation
@@ -37,6 +38,24 @@ class Batches:
 
     batches: Callable[[], Iterable[Any]]
     losses: Callable[[Any], Tensor]
+
+
+def batches(config: PruneConfig, module: Any, data: Any, epoch: int = 0) -> Batches | None:
+    """The calibration images: the first ones that an epoch shows, as it shows them."""
+    if not config.reads_data:
+        return None
+    chosen, count = [], 0
+    for ids in data.train_batches(epoch):
+        if count >= config.calibration:
+            break
+        chosen.append(ids[: config.calibration - count])
+        count += len(chosen[-1])
+
+    def loaded() -> Any:
+        for batch in data.augmented_loader(chosen, epoch):
+            yield data.transfer_batch_to_device(batch, module.device, 0)
+
+    return Batches(loaded, lambda batch: module.sample_losses(batch, epoch))
 
 
 @dataclass
@@ -68,28 +87,46 @@ class Pruner:
 
     def __init__(self, config: PruneConfig, record: ArchitectureRecord, table: Table | None = None) -> None:
         self.config, self.record = config, record
-        self.structure = costs.structure_of(record)
-        self.kinds = usable_kinds(self.structure, config, record.name)
         with torch.device("meta"):
-            model = costs.build(record)
+            model = build(record)
+        self.structure = read_structure(model)
+        self.kinds = usable_kinds(self.structure, config, record.name)
         self.costs: dict[str, costs.Cost] = {
             "macs": costs.macs(record, self.structure),
             "params": costs.parameters(model, self.structure),
         }
         if table is not None:
-            self.costs["latency_ms"] = Latency(table, self.structure)
-        self.start = {
-            name: cost.total(self.structure.sizes, frozenset()) for name, cost in self.costs.items()
-        }
+            self.use(table)
 
     @property
-    def start_widths(self) -> dict[str, int]:
-        """Units of each group that may be cut, before any cut."""
+    def start(self) -> dict[str, float]:
+        """All known costs before any cut."""
+        return {name: cost.total(self.structure.sizes, frozenset()) for name, cost in self.costs.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """What the card's `pruning` says of settings and start."""
+        config = self.config
         return {
-            name: self.structure.size(group)
-            for name, group in self.structure.groups.items()
-            if group.kind in self.kinds
-        }
+            "target": dict(config.targets), "kinds": list(self.kinds), "importance": config.importance,
+            "allot": config.allot, "schedule": config.schedule, "compensate": config.fill_in,
+            "calibration_images": config.calibration if config.reads_data else None, "start": self.start,
+            "start_widths": {
+                name: self.structure.size(group)
+                for name, group in self.structure.groups.items()
+                if group.kind in self.kinds
+            },
+        }  # fmt: skip
+
+    def measure(self, model: nn.Module, say: Callable[[str], None]) -> Table:
+        """Measure the latencies of the uncut model and take them over."""
+        say("measuring latencies of the parts that may be cut ...")
+        table = latency.measure(model, self.structure, self.record.input_shape, self.kinds)
+        self.use(table)
+        return table
+
+    def use(self, table: Table) -> None:
+        """Take over the latencies of the uncut model."""
+        self.costs["latency_ms"] = Latency(table, self.structure)
 
     @property
     def ready(self) -> bool:
@@ -99,8 +136,9 @@ class Pruner:
     def budgets(self, done: int, cuts: int) -> list[Budget]:
         """What may be left after `done` of `cuts` cuts."""
         found = []
+        starts = self.start
         for name, target in self.config.targets.items():
-            start = self.start[name]
+            start = starts[name]
             fraction = target / start if name == "latency_ms" else target
             share = left(min(fraction, 1.0), done, cuts, schedule=self.config.schedule)
             tolerance = _LATENCY_TOLERANCE if name == "latency_ms" else 0.01
@@ -228,12 +266,3 @@ def usable_kinds(structure: Structure, config: PruneConfig, name: str) -> list[s
             remedy=f"e.g. '{_KEY}.kinds=[{sorted(there)[0]}]'" if there else "choose a ViT, DeiT or Swin",
         )  # fmt: skip
     return usable
-
-
-def describe(decision: Decision) -> Sequence[tuple[str, int, int]]:
-    """Rows of (group, units before, units after) of what a decision changes; of a block 1 and 0."""
-    structure, plan = decision.structure, decision.plan
-    rows = [(block, 1, 0) for block in plan.blocks]
-    return rows + [
-        (name, structure.size(structure.groups[name]), width) for name, width in plan.widths.items()
-    ]
