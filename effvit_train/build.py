@@ -19,6 +19,7 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from effvit_train.card import Measured
 from effvit_train.checkpoint_file import Found
 from effvit_train.checkpoints import CheckpointIO, Checkpoints
 from effvit_train.config import Config
@@ -54,6 +55,7 @@ class Built:
     provenance: dict[str, Any] = field(default_factory=dict)
     ahead: list[Ahead] = field(default_factory=list)
     previews: list[Callable[[Any, Any], Any]] = field(default_factory=list)
+    measured: list[Callable[[], Measured]] = field(default_factory=list)
 
 
 def build(
@@ -87,6 +89,7 @@ def build(
         seed=config.seed,
         cache_dir=Path(config.cache_dir),
         augment=Augment(config.recipe.randaugment, stream),
+        public=config.privacy.on,
         say=say,
     )
     info = data.info
@@ -112,6 +115,7 @@ def build(
     def train_here(other: Config, what: str) -> Path:
         return train(other, what, info.fingerprint)
 
+    total_steps = functools.partial(_total_steps, config, len(data.train_dataloader()))
     context = Context(
         config,
         info,
@@ -122,6 +126,7 @@ def build(
         record,
         train_here,
         test_accuracy,
+        total_steps,
         say,
     )
     attached: list[Attachment] = [technique.attach(config, context) for technique in active]
@@ -129,7 +134,7 @@ def build(
         model,
         record,
         config.recipe,
-        total_steps=functools.partial(_total_steps, config, len(data.train_dataloader())),
+        total_steps=total_steps,
         seed=config.seed,
         terms=[term for attachment in attached for term in attachment.terms],
         label_weight=_product(attachment.label_weight for attachment in attached),
@@ -137,11 +142,15 @@ def build(
         compiled=config.trainer.compile,
     )
     provenance: dict[str, Any] = {"teacher": None, "privacy": None, "pruning": None}
-    seen = [of_training(info), of_start(config.model)]
+    # a private training writes its own entry, with what it spent
+    seen = [[] if config.privacy.on else of_training(info), of_start(config.model)]
     for attachment in attached:
         seen.append(attachment.provenance.get("seen") or [])
         provenance |= attachment.provenance
     provenance["seen"] = merge(*seen)
+    for attachment in attached:
+        if attachment.review is not None:
+            attachment.review(provenance)
     try:
         module.configure_optimizers()  # refuse now what would fail after the run has begun
     except (AssertionError, ImportError, RuntimeError) as error:
@@ -154,7 +163,8 @@ def build(
     callbacks = [callback for attachment in attached for callback in attachment.callbacks]
     ahead = [attachment.ahead for attachment in attached if attachment.ahead is not None]
     previews = [attachment.preview for attachment in attached if attachment.preview is not None]
-    return Built(data, module, record, chosen, attention, callbacks, provenance, ahead, previews)
+    measured = [attachment.measured for attachment in attached if attachment.measured is not None]
+    return Built(data, module, record, chosen, attention, callbacks, provenance, ahead, previews, measured)
 
 
 def make_trainer(
@@ -188,7 +198,14 @@ def make_trainer(
     callbacks: list[pl.Callback] = [
         *built.callbacks,
         Seen(built.provenance["seen"]),
-        Curves(run_dir.metrics, len(built.record.classes), tracker.log, settings.log_every_n_steps, say),
+        Curves(
+            run_dir.metrics,
+            len(built.record.classes),
+            tracker.log,
+            # a point within an epoch would tell how long its steps took, and so how many images they drew
+            None if config.privacy.on else settings.log_every_n_steps,
+            say,
+        ),
         Checkpoints(
             run_dir,
             io,

@@ -86,6 +86,15 @@ MEASURES: dict[str, Measure] = {
         "FLOPs there) and file size. Despite its name it holds no error: read it beside the accuracy.",
         "Papa et al. 2023, arXiv 2309.02031",
     ),
+    "privacy/epsilon": Measure(
+        "nats", "lower", "Privacy loss epsilon",
+        "Upper bound of the privacy loss at delta: of one image of the training split, zero-out adjacency, over this "
+        "training and those of its teachers and starting weights.",
+        "Abadi et al. 2016; Gopi et al. 2021; Mironov et al. 2019",
+    ),
+    "privacy/delta": Measure(
+        "probability", "lower", "Privacy delta", "Probability that epsilon does not bound: summed likewise."
+    ),
 }  # fmt: skip
 
 

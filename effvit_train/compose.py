@@ -128,7 +128,7 @@ def architecture_replaced(config: Config, typed: set[str]) -> bool:
 def _absolute_paths(config: Config) -> None:
     """A resume must find the same files from another directory."""
     for section, key in ((config, "cache_dir"), (config.dataset, "root"), (config.dataset, "labels_csv"),
-                         (config.model, "weights")):  # fmt: skip
+                         (config.model, "weights"), (config.privacy, "secret")):  # fmt: skip
         value = getattr(section, key)
         if value:
             setattr(section, key, os.path.abspath(os.path.expanduser(value)))

@@ -14,6 +14,7 @@ from effvit_train.data.config import DatasetConfig
 from effvit_train.errors import UserError, at_least, between, one_of
 from effvit_train.interval import Interval
 from effvit_train.models.config import ModelConfig
+from effvit_train.privacy.config import PrivacyConfig
 
 
 @dataclass
@@ -187,17 +188,6 @@ class AuditConfig:
         one_of("audit.level", self.level, ("none", "quick", "full"))
         for key in ("latency_runs", "throughput_batch", "throughput_runs", "num_threads"):
             at_least(f"audit.{key}", getattr(self, key), 1)
-
-
-@dataclass
-class PrivacyConfig:
-    """`privacy.*`. Only `none` exists so far: training without differential privacy."""
-
-    mechanism: str = "none"
-
-    def validate(self) -> None:
-        """Raise `UserError` for a value that cannot be."""
-        one_of("privacy.mechanism", self.mechanism, ("none",))
 
 
 @dataclass

@@ -33,7 +33,7 @@ class Curves(pl.Callback):
         path: `metrics.csv`.
         classes: number of classes.
         log: receives (values, step), for W&B.
-        every: optimizer steps between two points within an epoch.
+        every: optimizer steps between two points within an epoch; None = no points there.
         say: prints one line.
     """
 
@@ -42,7 +42,7 @@ class Curves(pl.Callback):
         path: Path,
         classes: int,
         log: Callable[[Mapping[str, float], int], None],
-        every: int,
+        every: int | None,
         say: Callable[[str], None] = print,
     ) -> None:
         self.path, self.every, self._say = path, every, say
@@ -73,7 +73,8 @@ class Curves(pl.Callback):
     ) -> None:
         """Rows, the sums of every process, and the last points, which a kill may have kept from W&B's log."""
         sums = torch.zeros(trainer.world_size, len(self._sums), device=pl_module.device)
-        sums[trainer.global_rank] = torch.stack(list(self._sums.values()))
+        if self._sums:
+            sums[trainer.global_rank] = torch.stack(list(self._sums.values()))
         sums = trainer.strategy.reduce(sums, reduce_op="sum").cpu()
         checkpoint["curves"] = {
             "rows": self._rows, "terms": list(self._sums), "sums": sums, "steps": self._steps,
@@ -102,13 +103,14 @@ class Curves(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the step's terms (no synchronisation of a GPU except where a point is logged)."""
-        values = {"train/loss": outputs["loss"].detach()}
-        values |= {f"train/{name}": value for name, value in outputs["terms"].items()}
+        values = {f"train/{name}": value for name, value in outputs["terms"].items()}
+        if values:  # a private training tells none
+            values = {"train/loss": outputs["loss"].detach(), **values}
         self._sums = {
             name: self._sums[name] + value if name in self._sums else value for name, value in values.items()
         }
         self._steps += 1
-        if trainer.global_step % self.every == 0 and trainer.is_global_zero:
+        if self.every is not None and trainer.global_step % self.every == 0 and trainer.is_global_zero:
             point = {name: float(value) for name, value in values.items()}
             self._point({**point, "lr": _learning_rate(trainer)}, trainer.global_step)
 
@@ -139,9 +141,12 @@ class Curves(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's row."""
         names = list(self._sums)
-        means = torch.stack([self._sums[name] for name in names]) / max(1, self._steps)
-        means = trainer.strategy.reduce(means, reduce_op="mean")
-        values = dict(zip(names, means.tolist(), strict=True))
+        values: dict[str, float] = {}
+        if names:
+            means = torch.stack([self._sums[name] for name in names]) / max(1, self._steps)
+            means = trainer.strategy.reduce(means, reduce_op="mean")
+            values = dict(zip(names, means.tolist(), strict=True))
+        values |= getattr(pl_module, "figures", {})
         values |= {
             name: float(trainer.callback_metrics[name])
             for name in ("val/loss", "val/accuracy")

@@ -18,7 +18,7 @@ from effvit_train.keys import AugmentStream
 from effvit_train.models.factory import load_model
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.module import VisionModule
-from effvit_train.runs import RunDir
+from effvit_train.runs import RunDir, fingerprint_of
 
 
 @dataclass
@@ -73,9 +73,10 @@ def open_finished(path: Path, say: Callable[[str], None], *, data_root: str | No
         seed=config.seed,
         cache_dir=Path(config.cache_dir),
         augment=Augment(config.recipe.randaugment, AugmentStream(config.seed)),
+        public=config.privacy.on,
         say=say,
     )
-    trained_on = (card.provenance.get("dataset") or {}).get("fingerprint")
+    trained_on = fingerprint_of(run_dir.path) or (card.provenance.get("dataset") or {}).get("fingerprint")
     if data.info.fingerprint != trained_on:
         raise UserError(
             f"the data are not those that {path} was trained on", key="dataset.root", value=config.dataset.root,

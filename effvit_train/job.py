@@ -156,6 +156,7 @@ def _run(job: Job) -> Card | None:
                     settings=asdict(config),
                     resumed=state.resumes > 0,
                     say=job.say,
+                    private=config.privacy.on,
                 )
             )
         _announce(job, built, state)
@@ -307,6 +308,11 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     measured.merge(cost)
     measured.values["cost/train_seconds"] = round(state.train_seconds, 3)
     measured.missing.pop("cost/train_seconds", None)
+    for technique in built.measured:
+        measured.merge(technique())
+    for key in ("privacy/epsilon", "privacy/delta"):
+        if key not in measured.values:
+            measured.missing[key] = "trained without differential privacy (privacy=none)"
     state.status = "done"
     card = _card(job, built, trainer, state, measured, conditions)
     card.write(run_dir.card)

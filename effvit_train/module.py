@@ -26,7 +26,7 @@ from effvit_train.errors import UserError, did_you_mean
 from effvit_train.keys import AugmentStream, stream_key
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.surgery import Operation, apply, recorded_operations
-from effvit_train.parts import Step, Term
+from effvit_train.parts import Gradients, Step, Term
 from effvit_train.taps import Taps
 
 
@@ -63,6 +63,8 @@ class VisionModule(pl.LightningModule):
 
     Attributes:
         settled: whether the architecture is the one that ships; while it is not, no checkpoint is the best.
+        gradients: takes the place of autograd's backward pass; None leaves it to autograd.
+        figures: of a technique, for the curves of the epoch that ends.
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class VisionModule(pl.LightningModule):
         self.record, self.recipe, self.seed = record, recipe, seed
         self.stream = stream or AugmentStream(seed)
         self.settled = True
+        self.gradients: Gradients | None = None
+        self.figures: dict[str, float] = {}
         self.terms: list[Term] = [LabelTerm(label_weight), *terms]
         self.term_modules = nn.ModuleDict(
             {term.name: term.module for term in self.terms if term.module is not None}
@@ -128,17 +132,38 @@ class VisionModule(pl.LightningModule):
     @override
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return the mean loss for Lightning, and the batch means of the terms (detached)."""
+        if self.gradients is not None:
+            return self.gradients.compute(self, batch, batch_idx)
         images, targets = self._training_batch(batch)
         torch.manual_seed(stream_key("forward", self.seed, self.global_step, self.global_rank))
         terms = self._terms(batch, images, targets, self.current_epoch, self._train_forward(images))
         loss = self.total(terms).mean()
         return {"loss": loss, "terms": {name: value.detach().mean() for name, value in terms.items()}}
 
-    def sample_losses(self, batch: Any, epoch: int) -> Tensor:
-        """What training minimises, for each sample (B,), of images that are not mixed."""
+    @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Let autograd compute the gradients, or write those that are there already."""
+        if self.gradients is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self.gradients.write(self)
+
+    def sample_losses(self, batch: Any, epoch: int, *, training: bool = False) -> Tensor:
+        """What training minimises, for each sample (B,), of images that are not mixed.
+
+        Args:
+            batch: of the training.
+            epoch: whose views of the samples these are.
+            training: run the model as in training, compiled where that is asked for.
+        """
         images = self.augmented(batch, epoch)
         targets = smooth(batch.labels, len(self.record.classes), self.recipe.label_smoothing)
-        return self.total(self._terms(batch, images, targets, epoch, self.model(images)))
+        output = (self._train_forward if training else self.model)(images)
+        return self.total(self._terms(batch, images, targets, epoch, output))
+
+    def planned_steps(self, processes: int) -> int:
+        """Optimizer steps of the whole training on so many processes."""
+        return self._total_steps(processes)
 
     def _terms(
         self, batch: Any, images: Tensor, targets: Tensor, epoch: int, output: Any
@@ -217,6 +242,8 @@ class VisionModule(pl.LightningModule):
             apply(self.ema.module, operations)
         for term in self.terms:
             term.after_cut(self.model, operations, optimizer)
+        if self.gradients is not None:
+            self.gradients.after_cut()
         self.record = dataclasses.replace(self.record, cuts=[*self.record.cuts, entry])
 
     @override

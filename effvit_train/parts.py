@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+    from effvit_train.card import Measured
     from effvit_train.data.info import DataInfo
     from effvit_train.models.record import ArchitectureRecord
     from effvit_train.models.surgery import Operation
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 MIXES_SAMPLES = "mixes samples"
 READS_TRAINING_DATA = "reads the training data"
 UNDECLARED_DATA = "has learnt from data that nobody declared"
+CHANGES_GRADIENTS = "changes the gradients after they were computed"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Part:
         switch_off: takes the part out of a configuration; None where nothing can.
         adapt: the model to build instead of the configured one; None leaves it.
         stream: the views of the samples that it needs; None leaves a new one in every epoch.
+        instead: what to do where another part refuses this one; empty = leave one of them out.
         resolve: replaces, in the technique's own configuration, what stands for something said elsewhere.
     """
 
@@ -64,6 +67,7 @@ class Part:
     adapt: Callable[[Config], ModelConfig] | None = None
     stream: Callable[[Config], AugmentStream | None] | None = None
     resolve: Callable[[Config], None] | None = None
+    instead: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,22 @@ class Term:
         """Called after the model was cut: bring what the term keeps of it, or learns for it, up to date."""
 
 
+class Gradients(Protocol):
+    """Takes the place of autograd's backward pass."""
+
+    def compute(self, module: Any, batch: Any, number: int) -> dict[str, Any]:
+        """Compute the gradients of batch `number` of the epoch; returns what `training_step` returns."""
+        ...
+
+    def write(self, module: Any) -> None:
+        """Leave them where the optimizer looks."""
+        ...
+
+    def after_cut(self) -> None:
+        """The model was cut."""
+        ...
+
+
 @dataclass
 class Attachment:
     """What a technique adds to the training.
@@ -132,6 +152,8 @@ class Attachment:
         provenance: entries of the card's `provenance`.
         ahead: work on views of samples that can be done before the training (`effvit cache`).
         preview: shows what would be done instead of doing it: (module, data) -> something to print.
+        review: looks at the card's provenance when all techniques are attached; may refuse, or keep and fill it.
+        measured: what the technique knows for the card when the training has ended.
     """
 
     terms: list[Term] = field(default_factory=list)
@@ -140,6 +162,8 @@ class Attachment:
     provenance: dict[str, Any] = field(default_factory=dict)
     ahead: Ahead | None = None
     preview: Callable[[Any, Any], Any] | None = None
+    review: Callable[[dict[str, Any]], None] | None = None
+    measured: Callable[[], Measured] | None = None
 
 
 class Ahead(Protocol):
@@ -168,7 +192,8 @@ class Context:
     normalised with `mean` and `std` to logits.
 
     `train_ids` are the sample ids of the training split (n,), ascending; `stream` says which views of
-    them the training shows; `device` is the type of device that it will use.
+    them the training shows; `device` is the type of device that it will use. `total_steps(processes)` are
+    the optimizer steps of the whole training.
     """
 
     config: Config
@@ -180,6 +205,7 @@ class Context:
     record: ArchitectureRecord
     train: Callable[[Config, str], Path]
     test_accuracy: Callable[[Callable[[Tensor], Tensor], Sequence[float], Sequence[float]], float]
+    total_steps: Callable[[int], int]
     say: Callable[[str], None]
 
 
@@ -219,6 +245,13 @@ RECIPE_PARTS: tuple[Part, ...] = (
         does=frozenset({MIXES_SAMPLES}),
         switch_off=_off("cutmix"),
     ),
+    Part(
+        name="gradient clipping",
+        key="recipe.clip_grad",
+        active=lambda config: config.recipe.clip_grad is not None,
+        does=frozenset({CHANGES_GRADIENTS}),
+        switch_off=lambda config: setattr(config.recipe, "clip_grad", None),
+    ),
 )
 
 
@@ -250,7 +283,7 @@ def check_composition(
                     f"cannot be combined with {refusing.key}={refusing.name}, which {reasons[0]}",
                     key=other.key,
                     value=_value(config, other),
-                    remedy=f"leave out {other.key} or {refusing.key}={refusing.name}",
+                    remedy=other.instead or f"leave out {other.key} or {refusing.key}={refusing.name}",
                 )
 
 

@@ -57,7 +57,7 @@ class ProgressBar(pl.Callback):
         if not trainer.is_global_zero or now - self._shown < _REFRESH:
             return
         self._shown = now
-        self._loss = float(outputs["loss"])
+        self._loss = float(outputs["loss"]) if outputs["terms"] else None  # a private training tells none
         self._recent.append((now, self._images))
         since, images = self._recent[0]
         self._speed = (self._images - images) / max(now - since, 1e-9)

@@ -53,6 +53,11 @@ def prune(argv: Sequence[str]) -> None:
     if not options.dry_run:
         _check_out(target)
     run = open_finished(source, say, data_root=options.data_root)
+    if run.config.privacy.on and settings.reads_data:
+        raise UserError(
+            "was trained with differential privacy, which looking at its training images again would undo",
+            key="RUN_DIR", value=source, remedy="--importance magnitude --compensate none",
+        )  # fmt: skip
     module = run.module()
     pruner = Pruner(settings, run.record)
     pruner.check()
@@ -161,10 +166,14 @@ def _write(
         device="cpu",
     )
     measured.merge(cost)
-    seconds = before.measures.get("cost/train_seconds")
-    if seconds is not None:
-        measured.values["cost/train_seconds"] = seconds
-        measured.missing.pop("cost/train_seconds", None)
+    # what the training cost, in time and in privacy; cuts by weights alone are free
+    for key in ("cost/train_seconds", "privacy/epsilon", "privacy/delta"):
+        value, reason = before.measures.get(key), before.missing.get(key)
+        if value is not None:
+            measured.values[key] = value
+            measured.missing.pop(key, None)
+        elif reason is not None:
+            measured.missing[key] = reason
     config = copy.deepcopy(run.config)
     state = dataclasses.replace(
         RunState.new(), status="done", name=str(before.run["name"]), model=str(before.run["model"]),

@@ -157,6 +157,17 @@ class RunState:
         write_json(path, asdict(self))
 
 
+def fingerprint_of(run_dir: Path) -> str | None:
+    """Fingerprint of the data that a run was trained on; None where its state does not tell.
+
+    A private run's card has a sealed one, which nobody but its owner can compare.
+    """
+    try:
+        return RunState.read(RunDir(run_dir).state).data or None
+    except UserError:
+        return None
+
+
 def ensure_writable(path: Path, key: str = "run_dir") -> None:
     """`UserError` unless files can be made in the directory `path` (made if needed)."""
     try:

@@ -1,9 +1,9 @@
 """What data weights have seen, and under which epsilon: travels with them, from run to run (contract C7).
 
 An entry is a JSON dictionary with the keys `name` (of the data set), `data` (its fingerprint), `images`
-(of the training split), `epsilon` (null: no differential privacy) and `via`: `training`, or `weights` or
-`teacher` where it came with them. Where nobody knows the data, all but `via` are null, `name` is what
-somebody declared, and a further key `declared` says whether anybody did.
+(of the training split), `epsilon` (null: no differential privacy; else there is a `delta` too) and `via`:
+`training`, or `weights` or `teacher` where it came with them. Where nobody knows the data, all but `via`
+are null, `name` is what somebody declared, and a further key `declared` says whether anybody did.
 
 What is read may have been written by anybody: every value is checked, and a list that is not well
 formed counts as none at all.
@@ -47,6 +47,18 @@ _EPSILON = sys.float_info.max
 def of_training(info: DataInfo) -> list[Entry]:
     """What training without differential privacy on this data shows a model."""
     return [_entry(_clean(info.name), info.fingerprint, int(info.counts["train"]), None, "training")]
+
+
+def of_private_training(info: DataInfo, sealed: str, *, epsilon: float, delta: float) -> Entry:
+    """What differentially private training on this data shows a model.
+
+    Args:
+        info: of the data.
+        sealed: stands for its fingerprint, which would tell who has the data that these are they.
+        epsilon, delta: an upper bound of what was spent.
+    """
+    entry = _entry(_clean(info.name), sealed, int(info.counts["train"]), epsilon, "training")
+    return entry | {"delta": delta}
 
 
 def inherited(entries: Sequence[Entry], via: str) -> list[Entry]:
@@ -196,9 +208,14 @@ def _checked_entry(value: object) -> Entry | None:
         return None
     if type(images) is not int or not 0 <= images < _IMAGES:
         return None
-    if epsilon is not None and (type(epsilon) not in (int, float) or not 0 <= epsilon <= _EPSILON):
+    delta = value.get("delta")
+    if epsilon is None:
+        return None if delta is not None else _entry(name, data, images, None, via)
+    if type(epsilon) not in (int, float) or not 0 <= epsilon <= _EPSILON:
         return None
-    return _entry(name, data, images, epsilon, via)
+    if not isinstance(delta, (int, float)) or isinstance(delta, bool) or not 0 <= delta <= 1:
+        return None
+    return _entry(name, data, images, epsilon, via) | {"delta": delta}
 
 
 def _of_older(card: dict[str, Any], provenance: dict[str, Any]) -> list[Entry] | None:

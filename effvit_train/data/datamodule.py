@@ -19,7 +19,7 @@ from effvit_train.data import draws
 from effvit_train.data.augment import Augmenter
 from effvit_train.data.config import DatasetConfig
 from effvit_train.data.prepare import Prepared, prepare
-from effvit_train.data.sampler import EvalSampler, TrainSampler, rank_and_world
+from effvit_train.data.sampler import DrawnSampler, EvalSampler, Selection, TrainSampler, rank_and_world
 from effvit_train.data.source import cores
 from effvit_train.data.splits import SPLITS
 from effvit_train.errors import UserError
@@ -68,6 +68,7 @@ class DataModule(pl.LightningDataModule):
         cache_dir: where the outcome of checking files is remembered.
         augment: beyond `dataset.augment`.
         eval_batch_size: images per batch of evaluation; None chooses by the size of the images.
+        public: use constants for what would be measured on training images (contract C7).
         say: prints one line.
 
     Raises:
@@ -83,12 +84,14 @@ class DataModule(pl.LightningDataModule):
         cache_dir: Path,
         augment: Augment = Augment(),
         eval_batch_size: int | None = None,
+        public: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
         super().__init__()
         self._config, self._seed, self._batch_size = config, seed, batch_size
         self._prepared = prepare(config, cache_dir=Path(cache_dir), say=say)
-        self.info = self._prepared.info
+        self.info = self._prepared.info.public() if public else self._prepared.info
+        self._selection: tuple[Selection, int] | None = None
         self._augmented = augment.randaugment is not None
         self._stream = augment.stream or AugmentStream(seed)
         self._augmenter = Augmenter(
@@ -105,15 +108,21 @@ class DataModule(pl.LightningDataModule):
         """Augmented training batches in the order of the epoch; the last partial one is dropped."""
         self._check_batch_size()
         prepared = self._prepared
-        sampler = TrainSampler(
-            self.indices("train"),
-            total=len(prepared.labels),
-            seed=self._seed,
-            batch_size=self._batch_size,
-        )
         dataset = _Samples(prepared, self._stream, self._augmenter)
         workers = self._workers(cheap=prepared.in_memory and not self._augmented)
+        total = len(prepared.labels)
+        if self._selection is not None:
+            selection, views = self._selection
+            drawn = DrawnSampler(selection, total=total, views=views)
+            return self._loader(dataset, drawn, None, workers, persistent=workers > 0)
+        sampler = TrainSampler(
+            self.indices("train"), total=total, seed=self._seed, batch_size=self._batch_size
+        )
         return self._loader(dataset, sampler, self._batch_size, workers, persistent=workers > 0)
+
+    def draw(self, selection: Selection, *, views: int = 1) -> None:
+        """Let training batches be those of the selection, with so many views of each sample side by side."""
+        self._selection = selection, views
 
     def train_batches(self, epoch: int) -> list[Ints]:
         """Sample ids of the batches that one process trains on in this epoch, then of the remainder."""
@@ -167,7 +176,13 @@ class DataModule(pl.LightningDataModule):
         return 0 if cheap else cores()
 
     def _loader(
-        self, dataset: _Samples, sampler: Sampler, batch_size: int, workers: int, *, persistent: bool = False
+        self,
+        dataset: _Samples,
+        sampler: Sampler,
+        batch_size: int | None,
+        workers: int,
+        *,
+        persistent: bool = False,
     ) -> DataLoader:
         return _LateLoader(
             dataset,
@@ -198,22 +213,39 @@ class _Samples(Dataset):
 
     def __init__(self, prepared: Prepared, stream: AugmentStream, augmenter: Augmenter | None) -> None:
         self._source, self._stream, self._augmenter = prepared.source, stream, augmenter
-        self._labels = prepared.labels
+        self._labels, self._shape = prepared.labels, prepared.info.input_shape
         self._size = prepared.info.input_shape[-1] if augmenter is None else prepared.train_size
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, position: int) -> Batch:
-        return self.__getitems__([position])
+    def __getitem__(self, position: int | list[int]) -> Batch:
+        return self.__getitems__(position if isinstance(position, list) else [position])
 
     def __getitems__(self, positions: list[int]) -> Batch:
         epoch, ids = np.divmod(np.array(positions, dtype=np.int64), len(self._labels))
-        images = self._source.read(ids, self._size)
-        if self._augmenter is not None:
+        images = self._source.read(ids, self._size) if len(ids) else np.empty((0, *self._shape), np.uint8)
+        if self._augmenter is not None and len(ids):
             # a batch lies within one epoch
-            images = self._augmenter(images, ids, self._stream.key("augment", int(epoch[0])))
+            images = self._augment(images, ids, int(epoch[0]))
         return Batch(torch.from_numpy(images), torch.from_numpy(self._labels[ids]), torch.from_numpy(ids))
+
+    def _augment(self, images: Any, ids: Ints, epoch: int) -> Any:
+        """Augment; a sample that stands there more than once is shown in as many ways."""
+        assert self._augmenter is not None
+        _, first, count = np.unique(ids, return_index=True, return_counts=True)
+        views = int(count.max())
+        if views == 1:
+            return self._augmenter(images, ids, self._stream.key("augment", epoch))
+        result = None
+        for view in range(views):  # they stand side by side, equally many of each
+            rows = np.sort(first) + view
+            shown = self._augmenter(
+                images[rows], ids[rows], self._stream.key("augment", epoch, *([view] * (view > 0)))
+            )
+            result = np.empty((len(ids), *shown.shape[1:]), shown.dtype) if result is None else result
+            result[rows] = shown
+        return result
 
 
 class _LateLoader(DataLoader):

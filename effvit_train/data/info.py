@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -36,6 +36,18 @@ class DataInfo:
     groups: dict[str, list[str]] = field(default_factory=dict)
     skipped: int = 0
     ignored: int = 0
+
+    def public(self) -> DataInfo:
+        """These facts without what was measured on training images: constants in its place."""
+        channels = self.input_shape[0]
+        return replace(
+            self,
+            mean=(0.5,) * channels,
+            std=(0.5,) * channels,
+            class_counts={
+                name: found for name, found in self.class_counts.items() if name in ("val", "test")
+            },
+        )
 
     def to_json(self) -> dict[str, Any]:
         """JSON for the card's provenance."""

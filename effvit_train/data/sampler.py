@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,51 @@ class TrainSampler(Sampler[int]):
         order = draws.permutation(stream_key("order", self._seed, self._epoch), self._ids)
         mine = order[rank::world][start * self._batch_size : len(self)]
         yield from (mine + self._epoch * self._total).tolist()
+
+
+class Selection(Protocol):
+    """Draws the batches of a training."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        ...
+
+    def batch(self, epoch: int, number: int) -> npt.NDArray[np.int64]:
+        """Sample ids (n,) that this rank has in a batch; there may be none."""
+        ...
+
+
+class DrawnSampler(Sampler[list[int]]):
+    """The batches that a selection draws, each as a list of `epoch * total + id`.
+
+    Args:
+        selection: draws them.
+        total: number of samples in the whole set.
+        views: how often a sample stands in its batch, one beside the other.
+    """
+
+    def __init__(self, selection: Selection, *, total: int, views: int = 1) -> None:
+        self._selection, self._total, self._views = selection, total, views
+        self._epoch = 0
+        self._start = (0, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; Lightning calls this at the start of each epoch."""
+        self._epoch = epoch
+
+    def set_start(self, epoch: int, batch: int) -> None:
+        """Let iterations of this epoch, and only these, start at this batch."""
+        self._start = (epoch, batch)
+
+    def __len__(self) -> int:
+        return len(self._selection)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch = self._epoch
+        start = self._start[1] if self._start[0] == epoch else 0
+        for number in range(start, len(self)):
+            ids = self._selection.batch(epoch, number)
+            yield (np.repeat(ids, self._views) + epoch * self._total).tolist()
 
 
 class EvalSampler(Sampler[int]):

@@ -1,4 +1,4 @@
-"""Which run to compare with: the same model, on the same data, as long, without compression."""
+"""Which run to compare with: the same model, on the same data, as long, without compression and privacy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,26 @@ from pathlib import Path
 from effvit_train.card import Card
 from effvit_train.errors import UserError
 from effvit_train.models.record import ArchitectureRecord
-from effvit_train.report.inputs import as_list, fingerprint, read_record
+from effvit_train.report.inputs import added, as_list, fingerprint, read_record
+from effvit_train.runs import fingerprint_of
 
 MAX_CARDS = 300
 MAX_DIRECTORIES = 20_000
 DEPTH = 3  # runs/<name>/<sweep>/<job>
 _INSIDE_A_RUN = {"checkpoints", "wandb", "__pycache__"}
 # Overrides that do not change what a baseline is trained on, or how.
-_INDIFFERENT = ("compress", "seed", "run_dir", "name", "logger", "audit", "hydra", "cache_dir", "resume")
+_INDIFFERENT = (
+    "compress",
+    "privacy",
+    "seed",
+    "run_dir",
+    "name",
+    "logger",
+    "audit",
+    "hydra",
+    "cache_dir",
+    "resume",
+)
 
 
 @dataclass(frozen=True)
@@ -35,17 +47,17 @@ class Baseline:
 
 
 def find_baseline(run_dir: Path, card: Card) -> Baseline:
-    """The uncompressed run of the same model, data and epochs that is nearest to this one.
+    """The plain run of the same model, data and epochs that is nearest to this one.
 
     Looks below the nearest ancestor called `runs`, else beside the run. Among several: the same
-    recipe, then the same seed, then the newest. A run that is itself uncompressed has none.
+    recipe, then the same seed, then the newest. A run that is itself plain has none.
     """
-    if not as_list(card.run.get("compress")):
+    if not added(card):
         return _none(
             "this run is itself uncompressed: it is the baseline for compressed runs of the same model"
         )
     run_dir = Path(run_dir).resolve()
-    record, data = read_record(run_dir), fingerprint(card)
+    record, data = read_record(run_dir), fingerprint_of(run_dir) or fingerprint(card)
     if record is None:
         return _none("model.json cannot be read, so that the same model cannot be recognised")
     if data is None:
@@ -57,7 +69,7 @@ def find_baseline(run_dir: Path, card: Card) -> Baseline:
             found = Card.read(other / "card.json")
         except (UserError, OSError):
             continue
-        if as_list(found.run.get("compress")) or found.run.get("privacy") not in (None, "", "none"):
+        if added(found):
             continue
         if not _same_model(record, read_record(other)):
             continue

@@ -6,7 +6,7 @@ import shlex
 
 from effvit_train.card import Card
 from effvit_train.report.baseline import Baseline
-from effvit_train.report.inputs import as_list
+from effvit_train.report.inputs import as_list, is_private
 from effvit_train.runs import program
 
 SEEDS = "seed=1,2,3"
@@ -30,6 +30,11 @@ def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
 
     plain = _kept(card, without=("compress",))
     active = as_list(card.run.get("compress"))
+    if is_private(card) and baseline.card is None:
+        open_ = _kept(card, without=("compress", "privacy"))
+        return [(_line(program(), open_), "the same run without privacy: the baseline to judge this one by")]
+    if is_private(card):
+        return [(_line("effvit report", [run_dir, str(baseline.run_dir)]), "both cards again")]
     if not active:
         return [
             (

@@ -151,6 +151,19 @@ def as_dicts(value: Any) -> list[dict[str, Any]]:
     return [as_dict(item) for item in value] if isinstance(value, list) else []
 
 
+def is_private(card: Card) -> bool:
+    """Whether the run was trained with differential privacy."""
+    return card.run.get("privacy") not in (None, "", "none")
+
+
+def added(card: Card) -> str:
+    """What a baseline goes without: `compression`, `privacy`, both, or nothing."""
+    parts = (["compression"] if as_list(card.run.get("compress")) else []) + (
+        ["privacy"] if is_private(card) else []
+    )
+    return " and ".join(parts)
+
+
 def as_list(value: Any) -> list[str]:
     """`value` as a list of text: a list as it is, a word as a list of one, null as an empty one."""
     if isinstance(value, (list, tuple)):

@@ -16,8 +16,8 @@ from effvit_train.report import teacher
 from effvit_train.report.baseline import Baseline
 from effvit_train.report.commands import next_commands
 from effvit_train.report.compare import Comparison
-from effvit_train.report.inputs import as_list, test_count
-from effvit_train.report.words import no_baseline
+from effvit_train.report.inputs import as_list, is_private, test_count
+from effvit_train.report.words import no_baseline, plain
 
 __all__ = ["card_table", "cost_table", "next_commands"]
 
@@ -91,6 +91,7 @@ def _title(card: Card) -> Text:
     name = card.run.get("model") or card.model.get("name") or "model"
     title = Text.assemble((str(name), "bold"), " on ", (str(card.run.get("dataset") or "its data"), "bold"))
     done = as_list(card.run.get("compress"))
+    done += [str(card.run["privacy"])] if is_private(card) else []
     facts = [", ".join(done) if done else "uncompressed"]
     if card.run.get("seed") is not None:
         facts.append(f"seed {card.run['seed']}")
@@ -111,7 +112,7 @@ def _footer(card: Card, baseline: Baseline) -> Text:
         return text.append(no_baseline(card, baseline))
     where = _relative(baseline.run_dir) if baseline.run_dir else ""
     note = f" ({baseline.reason})" if baseline.reason else ""
-    return text.append(f"Baseline: the same model uncompressed, {where}{note}.")
+    return text.append(f"Baseline: the same model {plain(card)}, {where}{note}.")
 
 
 def _relative(path: Path) -> str:

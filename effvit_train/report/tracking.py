@@ -86,6 +86,7 @@ def start(
     settings: Mapping[str, Any],
     resumed: bool,
     say: Callable[[str], None],
+    private: bool = False,
 ) -> Tracker:
     """Start the W&B run `run_id` in `run_dir/wandb`, offline unless logged in and reachable."""
     environment = os.environ.get("WANDB_MODE", "")
@@ -110,6 +111,7 @@ def start(
             settings=wandb.Settings(
                 console="off",
                 silent=True,
+                x_disable_stats=private,  # the load of the machine tells how many images a step drew
                 init_timeout=_INIT_TIMEOUT,
                 finish_timeout=_FINISH_TIMEOUT,  # the network may go away during a run; `wandb sync` catches up
                 finish_timeout_raises=False,

@@ -8,7 +8,7 @@ from effvit_train.card import Card
 from effvit_train.report import format as fmt
 from effvit_train.report.baseline import Baseline
 from effvit_train.report.compare import Comparison
-from effvit_train.report.inputs import RunData, as_dict, as_list
+from effvit_train.report.inputs import RunData, added, as_dict, as_list, is_private
 
 
 def title(card: Card) -> str:
@@ -71,13 +71,14 @@ def against_baseline(comparison: Comparison) -> str:
         return no_baseline(comparison.card, baseline)
     change = comparison.change("quality/accuracy")
     if change is None:
-        return "Compared with the same model trained without compression."
+        return f"Compared with the same model trained without {added(comparison.card)}."
     if change.verdict == "same":
-        text = "As accurate as the same model trained without compression"
+        text = f"As accurate as the same model trained without {added(comparison.card)}"
     else:
         way = "more" if change.arrow == "▲" else "less"
         text = (
-            f"{change.amount[1:].removesuffix(' pp')} points {way} accurate than the same model uncompressed"
+            f"{change.amount[1:].removesuffix(' pp')} points {way} accurate than the same model "
+            f"{plain(comparison.card)}"
         )
     paired = comparison.paired
     if paired is not None and paired.only_here + paired.only_there:
@@ -87,9 +88,14 @@ def against_baseline(comparison: Comparison) -> str:
     return text + "."
 
 
+def plain(card: Card) -> str:
+    """What the baseline of this run is: `uncompressed`, `without privacy`, or both."""
+    return "uncompressed" if not is_private(card) else f"without {added(card)}"
+
+
 def no_baseline(card: Card, baseline: Baseline) -> str:
     """Why there is nothing to compare with."""
-    if not as_list(card.run.get("compress")):
+    if not added(card):
         return f"{baseline.reason[:1].upper()}{baseline.reason[1:]}."
     return f"No baseline: {baseline.reason}."
 

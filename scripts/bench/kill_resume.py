@@ -7,7 +7,7 @@
 For each case one run is left alone; another, of the same command, is killed again and again. A third
 of the kills come at any moment, the start included; a third after training has begun; a third while a
 checkpoint is being written. Equal must be: model.safetensors, metrics.csv, the card's quality
-measures. The W&B logs of all starts together must hold each point once, in order. Exit code 1 when
+measures and epsilon. The W&B logs of all starts together must hold each point once, in order. Exit code 1 when
 anything differs.
 """
 
@@ -38,6 +38,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "ddp": ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"),
     "distill": ("compress=distill", "compress.distill.trained.max_epochs=4", "compress.distill.trained.min_steps=80"),
     "workers": ("dataset.num_workers=0",),
+    # both runs have the secret that the first of them makes
+    "dp_sgd": ("privacy=dp_sgd", "privacy.secret=secret", "privacy.accountant=rdp"),
 }  # fmt: skip
 SIGNALS = {name: signal.Signals[f"SIG{name}"] for name in ("KILL", "TERM", "INT", "USR1", "USR2")}
 PATIENCE = 600.0  # seconds until a process counts as hung
@@ -198,7 +200,7 @@ def _same_file(name: str) -> Callable[[Path, Path], bool]:
 def _same_quality(whole: Path, killed: Path) -> bool:
     def quality(run: Path) -> dict[str, float]:
         measures = json.loads((run / "card.json").read_text())["measures"]
-        return {key: value for key, value in measures.items() if key.startswith("quality/")}
+        return {key: value for key, value in measures.items() if key.startswith(("quality/", "privacy/"))}
 
     return quality(whole) == quality(killed)
 

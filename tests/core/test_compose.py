@@ -82,7 +82,7 @@ CASES = [
     ("recipe.schedule=cosin", "did you mean 'cosine'?"),
     ("trainer.precision=fp8", "trainer.precision=fp8: must be one of"),
     ("trainer.checkpoint_every=5", "trainer.checkpoint_every=5: must be a time"),
-    ("privacy=dp_sgd", "privacy=dp_sgd: must be one of none"),
+    ("privacy=dp-sgd", "privacy=dp-sgd: must be one of dp_sgd, none; did you mean 'dp_sgd'?"),
 ]
 
 

@@ -21,8 +21,9 @@ SHORT = (*SMALL, "recipe.batch_size=128", "trainer.max_epochs=2", "logger=none")
 A, B = "pixels:" + "a" * 64, "files:" + "b" * 64
 
 
-def entry(data=A, via="training", name="digits", images=100, epsilon=None):
-    return {"name": name, "data": data, "images": images, "epsilon": epsilon, "via": via}
+def entry(data=A, via="training", name="digits", images=100, epsilon=None, delta=1e-5):
+    private = {} if epsilon is None else {"delta": delta}
+    return {"name": name, "data": data, "images": images, "epsilon": epsilon, "via": via, **private}
 
 
 def unknown(via, name=None):
@@ -86,7 +87,8 @@ def test_merged_in_their_order_without_duplicates():
         [entry(data="<script>")], [entry(data="a" * 129)], [entry(data=A + "\n")], [entry(data=7)],
         [entry(images=True)], [entry(images=-1)], [entry(images=2**53)], [entry(images=1.0)], [entry(images=None)],
         [entry(epsilon=True)], [entry(epsilon=-1)], [entry(epsilon=float("nan"))], [entry(epsilon=float("inf"))],
-        [entry(epsilon=10**400)], [entry(epsilon="3")], [entry()] * 1001, [entry(), None],
+        [entry(epsilon=1.0, delta=None)], [entry(epsilon=1.0, delta=2)], [entry(epsilon=1.0, delta=True)],
+        [entry() | {"delta": 0.1}], [entry(epsilon=10**400)], [entry(epsilon="3")], [entry()] * 1001, [entry(), None],
         [unknown("weights", "in1k") | {"declared": False}], [unknown("weights") | {"declared": True}],
         [unknown("weights") | {"declared": 0}], [unknown("weights") | {"images": 5}],
         [unknown("weights") | {"epsilon": 1.0}], [unknown("weights") | {"name": 3}], [entry(data=None)],

@@ -55,6 +55,11 @@ def _undeclared(config: Config) -> bool:
     return distill is not None and distill.weights is not None and distill.teacher_data is None
 
 
+def _trains_teacher(config: Config) -> bool:
+    distill = _on(config)
+    return distill is not None and distill.needs_teacher and not distill.teachers
+
+
 def _resolve(config: Config) -> None:
     """`teacher=self` is the run that the student's weights are taken from, before anything is cut."""
     distill = config.compress["distill"]
@@ -74,7 +79,6 @@ PART = Part(
     key="compress",
     active=lambda config: "distill" in config.compress,
     schema=DistillConfig,
-    does=frozenset({READS_TRAINING_DATA}),
     adapt=_adapt,
     stream=_stream,
     resolve=_resolve,
@@ -85,13 +89,22 @@ FEATURES = (
         name="cache",
         key="compress.distill.cache.epochs",
         active=lambda config: _stream(config) is not None,
+        does=frozenset({READS_TRAINING_DATA}),
         refuses={MIXES_SAMPLES: "finds what the teacher said of one image, not of a mixture"},
+    ),
+    Part(
+        name="a teacher that is trained first",
+        key="compress.distill.teacher",
+        active=_trains_teacher,
+        does=frozenset({READS_TRAINING_DATA}),
+        instead="compress.distill.teacher=RUN_DIR of a private run, or a teacher of public data",
     ),
     Part(
         name="a foreign teacher",
         key="compress.distill.weights",
         active=_undeclared,
         does=frozenset({UNDECLARED_DATA}),
+        instead="compress.distill.teacher_data=NAME, if it is public",
     ),
 )
 
@@ -118,7 +131,7 @@ def attach(config: Config, context: Context) -> Attachment:
         store = targets.store if isinstance(targets, CachedTargets) else None
         callbacks.append(SameTeacher(digest, store, context.say))
         lists = [inherited(teacher.provenance["seen"], "teacher") for teacher in found]
-        result = {"teacher": provenance | {"kinds": distill.kinds}, "seen": merge(*lists)}
+        result = {"teacher": provenance | {"kinds": distill.kinds, "digest": digest}, "seen": merge(*lists)}
     return Attachment(
         terms=make_terms(distill, context.model, targets, context.info, config.seed),
         label_weight=1.0 - distill.share,

@@ -23,7 +23,7 @@ from effvit_train.models.config import ModelConfig
 from effvit_train.models.factory import count_parameters, create, inspect_model, load_model
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.parts import Context
-from effvit_train.runs import RunDir
+from effvit_train.runs import RunDir, fingerprint_of
 
 # Chosen on digits among five convnets (docs/benchmarks.md): near the best teacher's accuracy at a
 # fraction of its cost, which the student pays at every step. Larger images need more of a network.
@@ -112,8 +112,8 @@ def _from_run(path: Path, source: str, context: Context) -> Found:
         )  # fmt: skip
     model = inspect_model(path)  # what cannot be loaded is told before anything is trained
     card = Card.read(run.card)
-    data = card.provenance.get("dataset") or {}
-    same = data.get("fingerprint") == context.info.fingerprint
+    named = (card.provenance.get("dataset") or {}).get("fingerprint")
+    same = (fingerprint_of(path) or named) == context.info.fingerprint
     if not same:
         context.say(
             f"teacher: {path} was trained on other data or another split than this run: "
@@ -132,7 +132,7 @@ def _from_run(path: Path, source: str, context: Context) -> Found:
         "params": count_parameters(model),
         "epochs": card.run.get("epochs"),
         "fast_dev_run": card.run.get("fast_dev_run"),
-        "data": data.get("fingerprint"),
+        "data": named,
         "same_data": same,
         "measures": own,
         "missing": {key: reason for key, reason in card.missing.items() if key in own},

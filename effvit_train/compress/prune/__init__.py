@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from effvit_train.compress.prune.config import PruneConfig, TargetConfig
 from effvit_train.config import Config
+from effvit_train.errors import UserError
 from effvit_train.parts import READS_TRAINING_DATA, Attachment, Context, Part
 
 __all__ = ["FEATURES", "PART", "PruneConfig", "TargetConfig", "attach"]
@@ -24,12 +25,24 @@ def _reads_data(config: Config) -> bool:
     return prune is not None and prune.reads_data
 
 
+def _by_weights_alone(config: Config) -> None:
+    prune: PruneConfig = config.compress["prune"]
+    prune.importance = "magnitude"
+    if prune.fill_in != "none":
+        raise UserError(
+            "looks at the training images", key="compress.prune.compensate", value=prune.compensate,
+            remedy="compress.prune.compensate=none",
+        )  # fmt: skip
+
+
 FEATURES = (
     Part(
         name="calibration",
         key="compress.prune.importance",
         active=_reads_data,
         does=frozenset({READS_TRAINING_DATA}),
+        switch_off=_by_weights_alone,
+        instead="compress.prune.importance=magnitude (and no compensation)",
     ),
 )
 
