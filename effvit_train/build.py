@@ -89,6 +89,7 @@ def build(
         seed=config.seed,
         cache_dir=Path(config.cache_dir),
         augment=Augment(config.recipe.randaugment, stream),
+        canaries=config.audit.canaries,
         public=config.privacy.on,
         say=say,
     )
@@ -120,6 +121,7 @@ def build(
         config,
         info,
         data.indices("train"),
+        data.indices("train")[:0] if data.canaries is None else data.canaries.left_out,
         stream,
         device_type,
         model,

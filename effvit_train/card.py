@@ -95,6 +95,23 @@ MEASURES: dict[str, Measure] = {
     "privacy/delta": Measure(
         "probability", "lower", "Privacy delta", "Probability that epsilon does not bound: summed likewise."
     ),
+    "privacy/epsilon_lower_bound": Measure(
+        "nats", "lower", "Epsilon at least",
+        "What canaries (mislabelled images, planted by coins) prove about this training with 95 % confidence: it is not "
+        "private for any smaller epsilon.",
+        "Steinke et al. 2023, arXiv 2305.08846",
+    ),
+    "privacy/mia_auc": Measure(
+        "AUC", "lower", "Membership attack",
+        "Area under the ROC curve of a threshold on the log-odds of the label, training images against test images; 0.5 "
+        "is chance.",
+        "Yeom et al. 2018; Carlini et al. 2022",
+    ),
+    "privacy/mia_tpr_at_1pct_fpr": Measure(
+        "fraction", "lower", "Members found at 1 %",
+        "Share of training images that the same attack recognises when 1 % of the test images are taken for them.",
+        "Carlini et al. 2022",
+    ),
 }  # fmt: skip
 
 

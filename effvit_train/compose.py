@@ -166,9 +166,9 @@ def load_resumed(run_dir: RunDir, overrides: list[str]) -> tuple[DictConfig, lis
         key = override.key_or_group
         if key in ("resume", "run_dir") or key.startswith("hydra"):
             continue
-        if (
-            not any(key == allowed or key.startswith(f"{allowed}.") for allowed in RESUMABLE)
-            or key == "audit"
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in RESUMABLE) or key in (
+            "audit",
+            "audit.canaries",
         ):
             raise UserError(
                 "cannot change in a resumed run", key=key, value=override.value(),

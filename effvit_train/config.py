@@ -175,6 +175,8 @@ class AuditConfig:
         throughput_batch: images per batch for `cost/throughput`.
         throughput_runs: timed batches.
         num_threads: CPU threads while measuring; null = those of training.
+        canaries: mislabelled validation images of which half, by coins, are trained on: they give a lower
+            bound on epsilon. 0 plants none.
     """
 
     level: str = "quick"
@@ -182,9 +184,17 @@ class AuditConfig:
     throughput_batch: int = 64
     throughput_runs: int = 10
     num_threads: Optional[int] = None
+    canaries: int = 0
 
     def validate(self) -> None:
         """Raise `UserError` for a value that cannot be."""
+        if self.canaries and self.canaries < 2:
+            raise UserError(
+                "must be 0 or at least 2",
+                key="audit.canaries",
+                value=self.canaries,
+                remedy="e.g. audit.canaries=1000",
+            )
         one_of("audit.level", self.level, ("none", "quick", "full"))
         for key in ("latency_runs", "throughput_batch", "throughput_runs", "num_threads"):
             at_least(f"audit.{key}", getattr(self, key), 1)

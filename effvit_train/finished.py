@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from effvit_train.card import Card
 from effvit_train.compose import load, load_resumed
@@ -73,6 +72,7 @@ def open_finished(path: Path, say: Callable[[str], None], *, data_root: str | No
         seed=config.seed,
         cache_dir=Path(config.cache_dir),
         augment=Augment(config.recipe.randaugment, AugmentStream(config.seed)),
+        canaries=config.audit.canaries,
         public=config.privacy.on,
         say=say,
     )
@@ -83,19 +83,3 @@ def open_finished(path: Path, say: Callable[[str], None], *, data_root: str | No
             remedy="give back the same files",
         )  # fmt: skip
     return Finished(run_dir, config, overrides, card, record, model, data)
-
-
-@torch.no_grad()
-def predict(
-    model: nn.Module, module: VisionModule, data: DataModule, split: str = "test"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (N, K), labels and sample ids (N,) of a split, in evaluation mode, in float32."""
-    training = model.training
-    model.eval()
-    parts = []
-    for batch in data.eval_dataloader(split):
-        logits = model(module.normalise(batch.images.to(module.device)))
-        parts.append((logits.float().cpu(), batch.labels, batch.index))
-    model.train(training)
-    logits, labels, index = (torch.cat(column) for column in zip(*parts, strict=True))
-    return logits, labels, index

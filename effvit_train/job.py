@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
+from effvit_train.attacks import attack
 from effvit_train.audit.cost import measure_cost
 from effvit_train.audit.quality import measure_quality
 from effvit_train.build import Built, build, make_trainer
@@ -313,6 +314,12 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     for key in ("privacy/epsilon", "privacy/delta"):
         if key not in measured.values:
             measured.missing[key] = "trained without differential privacy (privacy=none)"
+    found, told = attack(
+        built.module, built.data, config=job.config, others=(predictions.logits, predictions.labels),
+        delta=measured.values.get("privacy/delta"), run_dir=run_dir.path,
+    )  # fmt: skip
+    measured.merge(found)
+    built.provenance["membership"] = told
     state.status = "done"
     card = _card(job, built, trainer, state, measured, conditions)
     card.write(run_dir.card)

@@ -191,7 +191,8 @@ class Context:
     `test_accuracy(predict, mean, std)` is the accuracy on the test images of a function from images
     normalised with `mean` and `std` to logits.
 
-    `train_ids` are the sample ids of the training split (n,), ascending; `stream` says which views of
+    `train_ids` are the sample ids of the training split (n,), ascending; `absent_ids` are those whose slots in
+    it are empty; `stream` says which views of
     them the training shows; `device` is the type of device that it will use. `total_steps(processes)` are
     the optimizer steps of the whole training.
     """
@@ -199,6 +200,7 @@ class Context:
     config: Config
     info: DataInfo
     train_ids: npt.NDArray[np.int64]
+    absent_ids: npt.NDArray[np.int64]
     stream: AugmentStream
     device: str
     model: nn.Module

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from effvit_train.files import atomic_path
@@ -51,3 +52,22 @@ class Predictions(pl.Callback):
         }
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **arrays)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, module: pl.LightningModule, loader: Iterable[Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (N, K), labels and sample ids (N,) of a loader's images, in evaluation mode, in float32.
+
+    `module` normalises them, where it is.
+    """
+    training = model.training
+    model.eval()
+    parts = []
+    for batch in loader:
+        logits = model(module.normalise(batch.images.to(module.device)))  # type: ignore[operator]
+        parts.append((logits.float().cpu(), batch.labels, batch.index))
+    model.train(training)
+    logits, labels, index = (torch.cat(column) for column in zip(*parts, strict=True))
+    return logits, labels, index

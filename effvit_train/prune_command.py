@@ -20,11 +20,11 @@ from effvit_train.compress.prune.plan import record_of
 from effvit_train.compress.prune.preview import plan_table
 from effvit_train.compress.prune.pruner import Decision, Pruner, batches
 from effvit_train.errors import UserError, did_you_mean
-from effvit_train.finished import Finished, open_finished, predict
+from effvit_train.finished import Finished, open_finished
 from effvit_train.keys import stream_key
 from effvit_train.models.factory import count_parameters, save_model
 from effvit_train.module import VisionModule
-from effvit_train.predictions import Predictions
+from effvit_train.predictions import Predictions, predict
 from effvit_train.report.baseline import find_baseline
 from effvit_train.report.html import write_html
 from effvit_train.report.terminal import card_table
@@ -150,7 +150,7 @@ def _write(
     run: Finished, module: VisionModule, pruner: Pruner, decision: Decision, out: RunDir, console: Console
 ) -> None:
     before = run.card
-    logits, labels, index = predict(module.model, module, run.data)
+    logits, labels, index = predict(module.model, module, run.data.eval_dataloader("test"))
     predictions = Predictions()
     predictions.logits, predictions.labels, predictions.index = logits, labels, index
     seen = of_run(run.run_dir.path) or []

@@ -17,7 +17,9 @@ from typing_extensions import override
 
 from effvit_train.data import draws
 from effvit_train.data.augment import Augmenter
+from effvit_train.data.canaries import with_canaries
 from effvit_train.data.config import DatasetConfig
+from effvit_train.data.planting import Canaries
 from effvit_train.data.prepare import Prepared, prepare
 from effvit_train.data.sampler import DrawnSampler, EvalSampler, Selection, TrainSampler, rank_and_world
 from effvit_train.data.source import cores
@@ -68,6 +70,7 @@ class DataModule(pl.LightningDataModule):
         cache_dir: where the outcome of checking files is remembered.
         augment: beyond `dataset.augment`.
         eval_batch_size: images per batch of evaluation; None chooses by the size of the images.
+        canaries: how many are planted (see `data.canaries`).
         public: use constants for what would be measured on training images (contract C7).
         say: prints one line.
 
@@ -84,12 +87,16 @@ class DataModule(pl.LightningDataModule):
         cache_dir: Path,
         augment: Augment = Augment(),
         eval_batch_size: int | None = None,
+        canaries: int = 0,
         public: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
         super().__init__()
         self._config, self._seed, self._batch_size = config, seed, batch_size
         self._prepared = prepare(config, cache_dir=Path(cache_dir), say=say)
+        self.canaries: Canaries | None = None
+        if canaries:
+            self._prepared, self.canaries = with_canaries(self._prepared, canaries, seed)
         self.info = self._prepared.info.public() if public else self._prepared.info
         self._selection: tuple[Selection, int] | None = None
         self._augmented = augment.randaugment is not None
@@ -151,9 +158,13 @@ class DataModule(pl.LightningDataModule):
 
     def eval_dataloader(self, split: str) -> DataLoader:
         """Any split (`train` and `unused` too), in its own order, without augmentation."""
+        return self.loader_of(self.indices(split))
+
+    def loader_of(self, ids: Ints) -> DataLoader:
+        """These samples, in this order, without augmentation."""
         dataset = _Samples(self._prepared, self._stream, None)
         workers = self._workers(cheap=self._prepared.in_memory)
-        return self._loader(dataset, EvalSampler(self.indices(split)), self._eval_batch_size, workers)
+        return self._loader(dataset, EvalSampler(ids), self._eval_batch_size, workers)
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -27,9 +27,10 @@ from effvit_train.compress.prune.importance import Calibration, calibrate, impor
 from effvit_train.compress.prune.plan import operations_of
 from effvit_train.compress.prune.preview import batches
 from effvit_train.compress.prune.solver import Budget, Plan, Scores, solve
-from effvit_train.finished import Finished, open_finished, predict
+from effvit_train.finished import Finished, open_finished
 from effvit_train.models.structure import Structure, read_structure
 from effvit_train.models.surgery import apply
+from effvit_train.predictions import predict
 
 ALLOTS = ("uniform", "isomorphic")
 COMPENSATE = ("none", "mean", "least_squares")
@@ -126,7 +127,7 @@ def cut(
 
 def accuracy(run: Finished, model: nn.Module) -> float:
     """On the test images."""
-    logits, labels, _ = predict(model, run.module(), run.data)
+    logits, labels, _ = predict(model, run.module(), run.data.eval_dataloader("test"))
     right: Tensor = logits.argmax(dim=-1) == labels
     return right.double().mean().item()
 

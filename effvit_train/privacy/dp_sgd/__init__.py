@@ -52,11 +52,11 @@ def attach(config: Config, context: Context) -> Attachment:
     processes = (devices if isinstance(devices, int) else 1) * config.trainer.num_nodes
     check_plan(
         privacy,
-        images=len(context.train_ids),
+        images=len(context.train_ids) + len(context.absent_ids),
         batch=config.recipe.batch_size * processes,
         steps=context.total_steps(processes),
     )
-    private = PrivateTraining(config, context.info, context.train_ids, context.say)
+    private = PrivateTraining(config, context.info, context.train_ids, context.say, absent=context.absent_ids)
     return Attachment(callbacks=[private], review=private.review, measured=private.measured)
 
 

@@ -56,14 +56,21 @@ class PrivateTraining(pl.Callback):
         info: of its data.
         train_ids: sample ids of the training split (n,), ascending.
         say: prints one line.
+        absent: ids (k,) of further slots of the training split, which are empty.
     """
 
     def __init__(
-        self, config: Config, info: DataInfo, train_ids: npt.NDArray[np.int64], say: Callable[[str], None]
+        self,
+        config: Config,
+        info: DataInfo,
+        train_ids: npt.NDArray[np.int64],
+        say: Callable[[str], None],
+        *,
+        absent: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        self.config, self.privacy, self.info, self._ids, self._say = (
-            config, config.privacy, info, train_ids, say,
-        )  # fmt: skip
+        self.config, self.privacy, self.info, self._say = config, config.privacy, info, say
+        self._present, self._absent = train_ids, train_ids[:0] if absent is None else absent
+        self._slots = np.union1d(self._present, self._absent)
         self.provenance: dict[str, Any] = {}
         self.lineage: list[Any] | None = None
         self.start = 0
@@ -136,8 +143,8 @@ class PrivateTraining(pl.Callback):
         clip = Clip(self.plan.max_grad_norm, self.plan.clipping)
         self.engine = make_engine(self.privacy.engine, roots, clip, views=self.plan.multiplicity)
         selection = Selection(
-            self._stream, self._ids, rate=self.plan.sample_rate, batches=self._batches,
-            rank=self._rank, world=self._world,
+            self._stream, self._slots, rate=self.plan.sample_rate, batches=self._batches,
+            rank=self._rank, world=self._world, absent=self._absent,
         )  # fmt: skip
         trainer.datamodule.draw(selection, views=self.plan.multiplicity)  # type: ignore[attr-defined]
         self._check(trainer, pl_module)
@@ -198,7 +205,7 @@ class PrivateTraining(pl.Callback):
         ledger = Ledger(path, block=max(1, steps // _BLOCKS))
         plan = make_plan(
             self.privacy,
-            images=len(self._ids),
+            images=len(self._slots),
             batch=self.config.recipe.batch_size * self._world,
             steps=steps,
             start=first,
@@ -267,7 +274,7 @@ class PrivateTraining(pl.Callback):
 
     def _check(self, trainer: pl.Trainer, module: Any) -> None:
         """Compare the engine with a loop on a few images of ours, before anything is published."""
-        ids, views = self._ids[:_CHECKED], self.plan.multiplicity
+        ids, views = self._present[:_CHECKED], self.plan.multiplicity
         data = trainer.datamodule  # type: ignore[attr-defined]
         (batch,) = data.augmented_loader([np.repeat(ids, views)], 0)
         batch = data.transfer_batch_to_device(batch, module.device, 0)

@@ -165,6 +165,7 @@ class Selection:
         rate: q; slots are drawn with this probability rounded down to 64 bits.
         batches: steps of an epoch.
         rank, world: rank r has every world-th of the drawn.
+        absent: ids whose slots are empty: drawn like the others, with nothing in them.
     """
 
     def __init__(
@@ -176,7 +177,9 @@ class Selection:
         batches: int,
         rank: int = 0,
         world: int = 1,
+        absent: npt.NDArray[np.int64] | None = None,
     ) -> None:
+        self._absent = absent
         self._stream, self._ids, self._batches = stream, ids, batches
         self._rank, self._world = rank, world
         self._least = None if rate >= 1 else np.uint64(int(rate * 2.0**64))
@@ -189,4 +192,6 @@ class Selection:
         drawn = self._ids
         if self._least is not None:
             drawn = drawn[self._stream.uniform64(len(drawn), "selection", epoch, number) < self._least]
+        if self._absent is not None and len(self._absent):
+            drawn = drawn[~np.isin(drawn, self._absent)]
         return drawn[self._rank :: self._world]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from effvit_train.privacy.attack.figures import auc, tpr_at_fpr
-from effvit_train.privacy.attack.membership import (
+from effvit_train.audit.attack.figures import auc, tpr_at_fpr
+from effvit_train.audit.attack.membership import (
     lira_offline,
     lira_online,
     log_odds,
@@ -18,7 +18,7 @@ from effvit_train.privacy.attack.membership import (
     rmia_offline,
     rmia_online,
 )
-from effvit_train.privacy.attack.planting import balanced_membership
+from effvit_train.data.planting import balanced_membership
 
 S, N, Z, K = 8, 12, 30, 5
 

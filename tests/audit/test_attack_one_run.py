@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from effvit_train.keys import stream_key
-from effvit_train.privacy.attack.one_run import (
+from effvit_train.audit.attack.one_run import (
     audit_one_run,
     default_choices,
     epsilon_lower_bound,
     p_value,
 )
-from effvit_train.privacy.attack.planting import plant
+from effvit_train.data.planting import plant
+from effvit_train.keys import stream_key
 
 
 def coins(m: int, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from effvit_train.privacy.attack.figures import auc, clopper_pearson, tpr_at_fpr
+from effvit_train.audit.attack.figures import auc, clopper_pearson, tpr_at_fpr
 
 
 def drawn(seed: int, members: int, others: int, shift: float, ties: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from effvit_train.data.planting import balanced_membership, plant
 from effvit_train.keys import stream_key
-from effvit_train.privacy.attack.planting import balanced_membership, plant
 
 IDS = np.arange(1000, 3000)
 
