@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from effvit_train.audit.membership import ATTACKED, BOUND, FILE, measure_canaries, measure_members
+from effvit_train.audit.membership import (
+    ATTACKED,
+    BOUND,
+    FILE,
+    Shadows,
+    measure_canaries,
+    measure_members,
+)
 from effvit_train.card import Measured
 from effvit_train.config import Config
-from effvit_train.data import draws
 from effvit_train.data.datamodule import DataModule
 from effvit_train.files import write_json
-from effvit_train.keys import stream_key
+from effvit_train.models.factory import load_model
+from effvit_train.models.record import ArchitectureRecord
 from effvit_train.module import VisionModule
 from effvit_train.predictions import predict
+from effvit_train.runs import RunDir
+
+Ids = npt.NDArray[np.int64]
 
 
 def attack(
@@ -25,9 +38,9 @@ def attack(
     data: DataModule,
     *,
     config: Config,
-    others: tuple[Tensor, Tensor],
     delta: float | None,
     run_dir: Path,
+    shadow: Callable[[int], Path],
 ) -> tuple[Measured, dict[str, Any]]:
     """The card's `privacy/*` that are measured from outside, and its `provenance.membership`.
 
@@ -35,25 +48,37 @@ def attack(
         module: trained.
         data: that it was trained on.
         config: of the run.
-        others: logits (n, K) and labels (n,) of images that it was not trained on.
         delta: of a private training.
         run_dir: takes what only its owner may see.
+        shadow: trains shadow model number s, or finds it trained; returns its run directory.
     """
+
+    def judged(ids: Ids) -> tuple[Tensor, Tensor]:
+        return predict(module.shipped, module.normalise, data.loader_of(ids), module.device)[:2]
+
     measured, told = Measured(), {}
     if data.canaries is None:
         measured.missing[BOUND] = "no canaries were planted (audit.canaries=1000 plants them at the start)"
     else:
-        logits, labels, _ = predict(module.shipped, module, data.loader_of(data.canaries.ids))
         slots = len(data.indices("train")) + len(data.canaries.left_out)
         delta = delta or config.privacy.delta_of(slots)
-        measured, told["canaries"] = measure_canaries(logits, labels, data.canaries, delta)
+        measured, told["canaries"] = measure_canaries(*judged(data.canaries.ids), data.canaries, delta)
     if config.audit.level == "none" or config.trainer.fast_dev_run:
         measured.missing |= dict.fromkeys(ATTACKED, "not measured (audit=none)")
         return measured, told
-    order = draws.permutation(stream_key("members", config.seed), data.indices("train"))
-    chosen = np.sort(order[: len(others[1])])
-    members = predict(module.shipped, module, data.loader_of(chosen))[:2]
-    values, facts = measure_members(members, others)
+    count = config.audit.shadow_models
+    members, others, known = data.attacked(count)
+    ids, population = np.concatenate([members, others]), data.indices("val")
+    shadows = None
+    if count:
+        runs = [shadow(number) for number in range(count)]
+        of_ids, of_population = (
+            torch.stack([_shadow_logits(run, data, chosen) for run in runs]) for chosen in (ids, population)
+        )
+        own, labels = judged(population)
+        shadows = Shadows(of_ids, known, (torch.cat([own[None], of_population]), labels))
+    inside = np.repeat([True, False], [len(members), len(others)])
+    values, facts = measure_members(*judged(ids), inside, shadows)
     if config.privacy.on:  # it looks at training images once more, and epsilon does not count that
         path = run_dir / FILE
         write_json(path, {"measures": values, **facts})
@@ -65,3 +90,9 @@ def attack(
         measured.values |= values
         told["attack"] = facts
     return measured, told
+
+
+def _shadow_logits(run: Path, data: DataModule, ids: Ids) -> Tensor:
+    record = ArchitectureRecord.read(RunDir(run).record)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) * 255 for values in (record.mean, record.std))
+    return predict(load_model(run), lambda images: (images.float() - mean) / std, data.loader_of(ids))[0]

@@ -90,6 +90,7 @@ def build(
         cache_dir=Path(config.cache_dir),
         augment=Augment(config.recipe.randaugment, stream),
         canaries=config.audit.canaries,
+        shadow=None if config.audit.shadow is None else (config.audit.shadow, config.audit.shadow_models),
         public=config.privacy.on,
         say=say,
     )

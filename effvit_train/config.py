@@ -177,6 +177,9 @@ class AuditConfig:
         num_threads: CPU threads while measuring; null = those of training.
         canaries: mislabelled validation images of which half, by coins, are trained on: they give a lower
             bound on epsilon. 0 plants none.
+        shadow_models: an even number of models that are trained as this one is, on other halves of the
+            attacked images: a stronger attack on members (RMIA), for as many trainings. 0 makes do without.
+        shadow: this run is the shadow model of this number; set by the attack.
     """
 
     level: str = "quick"
@@ -185,6 +188,8 @@ class AuditConfig:
     throughput_runs: int = 10
     num_threads: Optional[int] = None
     canaries: int = 0
+    shadow_models: int = 0
+    shadow: Optional[int] = None
 
     def validate(self) -> None:
         """Raise `UserError` for a value that cannot be."""
@@ -195,6 +200,11 @@ class AuditConfig:
                 value=self.canaries,
                 remedy="e.g. audit.canaries=1000",
             )
+        if self.shadow_models < 0 or self.shadow_models % 2:
+            raise UserError(
+                "must be even: each image is in half of them", key="audit.shadow_models", value=self.shadow_models,
+                remedy="e.g. audit.shadow_models=4",
+            )  # fmt: skip
         one_of("audit.level", self.level, ("none", "quick", "full"))
         for key in ("latency_runs", "throughput_batch", "throughput_runs", "num_threads"):
             at_least(f"audit.{key}", getattr(self, key), 1)

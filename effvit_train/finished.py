@@ -73,6 +73,7 @@ def open_finished(path: Path, say: Callable[[str], None], *, data_root: str | No
         cache_dir=Path(config.cache_dir),
         augment=Augment(config.recipe.randaugment, AugmentStream(config.seed)),
         canaries=config.audit.canaries,
+        shadow=None if config.audit.shadow is None else (config.audit.shadow, config.audit.shadow_models),
         public=config.privacy.on,
         say=say,
     )

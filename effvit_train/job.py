@@ -43,7 +43,7 @@ from effvit_train.runs import (
 )
 from effvit_train.seen import of_start, to_text
 from effvit_train.signals import Interrupted, Stop
-from effvit_train.teachers import teacher_trainer
+from effvit_train.teachers import shadow_trainer, teacher_trainer
 
 
 @dataclass
@@ -315,8 +315,8 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
         if key not in measured.values:
             measured.missing[key] = "trained without differential privacy (privacy=none)"
     found, told = attack(
-        built.module, built.data, config=job.config, others=(predictions.logits, predictions.labels),
-        delta=measured.values.get("privacy/delta"), run_dir=run_dir.path,
+        built.module, built.data, config=job.config, delta=measured.values.get("privacy/delta"), run_dir=run_dir.path,
+        shadow=shadow_trainer(job, run_job, built.data.info.fingerprint),
     )  # fmt: skip
     measured.merge(found)
     built.provenance["membership"] = told

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +56,24 @@ class Predictions(pl.Callback):
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, module: pl.LightningModule, loader: Iterable[Any]
+    model: nn.Module,
+    normalise: Callable[[Tensor], Tensor],
+    loader: Iterable[Any],
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (N, K), labels and sample ids (N,) of a loader's images, in evaluation mode, in float32.
 
-    `module` normalises them, where it is.
+    Args:
+        model: on `device`; its mode is given back.
+        normalise: uint8 images to what the model sees.
+        loader: of batches of images.
+        device: where the model is.
     """
     training = model.training
     model.eval()
     parts = []
     for batch in loader:
-        logits = model(module.normalise(batch.images.to(module.device)))  # type: ignore[operator]
+        logits = model(normalise(batch.images.to(device)))
         parts.append((logits.float().cpu(), batch.labels, batch.index))
     model.train(training)
     logits, labels, index = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -150,7 +150,7 @@ def _write(
     run: Finished, module: VisionModule, pruner: Pruner, decision: Decision, out: RunDir, console: Console
 ) -> None:
     before = run.card
-    logits, labels, index = predict(module.model, module, run.data.eval_dataloader("test"))
+    logits, labels, index = predict(module.model, module.normalise, run.data.eval_dataloader("test"))
     predictions = Predictions()
     predictions.logits, predictions.labels, predictions.index = logits, labels, index
     seen = of_run(run.run_dir.path) or []

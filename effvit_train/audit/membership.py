@@ -5,12 +5,15 @@ The other half of the axis, what training spent at most, is the training's to te
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from effvit_train.audit.attack.figures import auc, tpr_at_fpr
-from effvit_train.audit.attack.membership import log_odds, log_probability
+from effvit_train.audit.attack.membership import lira_online, log_odds, log_probability, rmia_online
 from effvit_train.audit.attack.one_run import audit_one_run
 from effvit_train.card import Measured
 from effvit_train.data.planting import Canaries
@@ -46,28 +49,64 @@ def measure_canaries(
     return Measured({BOUND: bound.epsilon}), facts
 
 
-def measure_members(
-    members: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """How well a threshold on the model's confidence tells training images from test images.
+@dataclass(frozen=True)
+class Shadows:
+    """What shadow models say, as probabilities of the labels.
 
-    Yeom et al. 2018, with the confidence of Carlini et al. 2022, eq. 3. An attack without shadow models: a
-    stronger one may find more.
+    Attributes:
+        logits: (S, n, K) of the attacked images.
+        known: (S, n) which of them was trained on which.
+        population: logits (S + 1, Z, K), the attacked model's first, and labels (Z,) of images that no model knows.
+    """
+
+    logits: Tensor
+    known: npt.NDArray[np.bool_]
+    population: tuple[Tensor, Tensor]
+
+
+def measure_members(
+    logits: Tensor, labels: Tensor, members: npt.NDArray[np.bool_], shadows: Shadows | None = None
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """How well training images are told from test images.
+
+    Without shadow models by a threshold on the model's confidence (Yeom et al. 2018; the log-odds of Carlini
+    et al. 2022, eq. 3); with them by RMIA (Zarifzadeh et al. 2024), and LiRA beside it (Carlini et al. 2022).
 
     Args:
-        members, others: logits (n, K) and labels (n,).
+        logits: (n, K) of the attacked model.
+        labels: (n,).
+        members: (n,) which of the images it was trained on.
+        shadows: what shadow models say of the same images.
 
     Returns:
-        The measures by key, and their 95 % intervals and numbers of images.
+        The measures by key, and the attack, 95 % intervals and numbers of images.
     """
-    import numpy as np
-
-    scores = [log_odds(logits.double().numpy(), labels.numpy()) for logits, labels in (members, others)]
-    truth = np.repeat([True, False], [len(found) for found in scores])
-    found = auc(np.concatenate(scores), truth), tpr_at_fpr(np.concatenate(scores), truth)
+    target, truth = logits.double().numpy(), labels.numpy()
+    facts: dict[str, Any] = {"members": int(members.sum()), "others": int((~members).sum())}
+    if shadows is None:
+        scores, name = log_odds(target, truth), "threshold on the log-odds of the label"
+    else:
+        of_shadows = shadows.logits.double().numpy()
+        population, known = (
+            log_probability(shadows.population[0].double().numpy(), shadows.population[1].numpy()),
+            shadows.known,
+        )
+        scores = rmia_online(
+            log_probability(target, truth),
+            log_probability(of_shadows, truth),
+            known,
+            population[0],
+            population[1:],
+        )
+        name = "RMIA, online"
+        facts["shadow_models"] = len(known)
+        if len(known) > 2:  # a spread needs two models with and without each image
+            lira = lira_online(log_odds(target, truth), log_odds(of_shadows, truth), known)
+            facts["lira"] = {
+                "auc": auc(lira, members).value,
+                "tpr_at_1pct_fpr": tpr_at_fpr(lira, members).value,
+            }
+    found = auc(scores, members), tpr_at_fpr(scores, members)
     values = {key: estimate.value for key, estimate in zip(ATTACKED, found, strict=True)}
-    facts = {
-        "attack": "threshold on the log-odds of the label", "members": len(scores[0]), "others": len(scores[1]),
-        "intervals": {key: [e.low, e.high] for key, e in zip(ATTACKED, found, strict=True)},
-    }  # fmt: skip
-    return values, facts
+    intervals = {key: [e.low, e.high] for key, e in zip(ATTACKED, found, strict=True)}
+    return values, {"attack": name, **facts, "intervals": intervals}

@@ -7,14 +7,13 @@ shows nothing of any training image that the model itself does not show (contrac
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 
 import numpy as np
 
 from effvit_train.data import draws
 from effvit_train.data.planting import Canaries, plant
-from effvit_train.data.prepare import Prepared
-from effvit_train.data.splits import BAD, SPLITS, TRAIN, VAL
+from effvit_train.data.prepare import Prepared, resplit
+from effvit_train.data.splits import BAD, TRAIN, VAL
 from effvit_train.errors import UserError
 from effvit_train.keys import stream_key
 
@@ -50,16 +49,6 @@ def with_canaries(prepared: Prepared, count: int, seed: int) -> tuple[Prepared, 
     wrong = draws.integers(stream_key("canary labels", seed), canaries.ids, classes - 1)
     labels[canaries.ids] = (labels[canaries.ids] + 1 + wrong) % classes
     split[canaries.ids] = np.where(canaries.included, TRAIN, BAD)
-    members = {name: labels[split == part] for part, name in enumerate(SPLITS)}
-    kind, _, content = prepared.info.fingerprint.partition(":")
-    digest = hashlib.sha256(f"{content} {count} {seed}".encode()).hexdigest()
-    info = dataclasses.replace(
-        prepared.info,
-        counts={name: len(found) for name, found in members.items()},
-        class_counts={
-            name: np.bincount(found, minlength=classes).tolist() for name, found in members.items()
-        },
-        fingerprint=f"{kind}:{digest}",
-        split=prepared.info.split | {"canaries": count},
-    )
-    return dataclasses.replace(prepared, info=info, labels=labels, split=split), canaries
+    planted = resplit(prepared, labels, split, f"canaries {count} {seed}")
+    info = dataclasses.replace(planted.info, split=planted.info.split | {"canaries": count})
+    return dataclasses.replace(planted, info=info), canaries

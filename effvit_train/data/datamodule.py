@@ -22,6 +22,7 @@ from effvit_train.data.config import DatasetConfig
 from effvit_train.data.planting import Canaries
 from effvit_train.data.prepare import Prepared, prepare
 from effvit_train.data.sampler import DrawnSampler, EvalSampler, Selection, TrainSampler, rank_and_world
+from effvit_train.data.shadows import as_shadow, attacked, membership
 from effvit_train.data.source import cores
 from effvit_train.data.splits import SPLITS
 from effvit_train.errors import UserError
@@ -71,6 +72,7 @@ class DataModule(pl.LightningDataModule):
         augment: beyond `dataset.augment`.
         eval_batch_size: images per batch of evaluation; None chooses by the size of the images.
         canaries: how many are planted (see `data.canaries`).
+        shadow: (number, of how many) of a shadow model, if this is the data of one (see `data.shadows`).
         public: use constants for what would be measured on training images (contract C7).
         say: prints one line.
 
@@ -88,6 +90,7 @@ class DataModule(pl.LightningDataModule):
         augment: Augment = Augment(),
         eval_batch_size: int | None = None,
         canaries: int = 0,
+        shadow: tuple[int, int] | None = None,
         public: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
@@ -97,6 +100,8 @@ class DataModule(pl.LightningDataModule):
         self.canaries: Canaries | None = None
         if canaries:
             self._prepared, self.canaries = with_canaries(self._prepared, canaries, seed)
+        if shadow is not None:
+            self._prepared = as_shadow(self._prepared, *shadow, seed)
         self.info = self._prepared.info.public() if public else self._prepared.info
         self._selection: tuple[Selection, int] | None = None
         self._augmented = augment.randaugment is not None
@@ -159,6 +164,11 @@ class DataModule(pl.LightningDataModule):
     def eval_dataloader(self, split: str) -> DataLoader:
         """Any split (`train` and `unused` too), in its own order, without augmentation."""
         return self.loader_of(self.indices(split))
+
+    def attacked(self, models: int) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
+        """Ids of attacked training and test images (n,) each, and which shadow model knows which (S, 2n)."""
+        known = membership(self._prepared, models, self._seed) if models else np.zeros((0, 0), dtype=np.bool_)
+        return *attacked(self._prepared, self._seed), known
 
     def loader_of(self, ids: Ints) -> DataLoader:
         """These samples, in this order, without augmentation."""

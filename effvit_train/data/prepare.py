@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,22 @@ def _prepared(
         ignored=0 if listing is None else listing.ignored,
     )  # fmt: skip
     return Prepared(info, source, labels, split, train_size, in_memory, columns)
+
+
+def resplit(prepared: Prepared, labels: Ints, split: Ints, what: str) -> Prepared:
+    """The same images with other labels and splits; `what` tells its fingerprint from others of the same set."""
+    members = {name: labels[split == part] for part, name in enumerate(SPLITS)}
+    kind, _, content = prepared.info.fingerprint.partition(":")
+    classes = len(prepared.info.classes)
+    info = replace(
+        prepared.info,
+        counts={name: len(found) for name, found in members.items()},
+        class_counts={
+            name: np.bincount(found, minlength=classes).tolist() for name, found in members.items()
+        },
+        fingerprint=f"{kind}:{hashlib.sha256(f'{content} {what}'.encode()).hexdigest()}",
+    )
+    return replace(prepared, info=info, labels=labels, split=split)
 
 
 def _sizes(config: DatasetConfig, split: Ints, size: int) -> Ints:

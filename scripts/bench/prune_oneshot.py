@@ -127,7 +127,7 @@ def cut(
 
 def accuracy(run: Finished, model: nn.Module) -> float:
     """On the test images."""
-    logits, labels, _ = predict(model, run.module(), run.data.eval_dataloader("test"))
+    logits, labels, _ = predict(model, run.module().normalise, run.data.eval_dataloader("test"))
     right: Tensor = logits.argmax(dim=-1) == labels
     return right.double().mean().item()
 

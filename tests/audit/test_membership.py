@@ -11,7 +11,7 @@ import pytest
 import torch
 from driving import SMALL, exit_code, interrupted_run, run_in
 
-from effvit_train.audit.membership import measure_canaries, measure_members
+from effvit_train.audit.membership import Shadows, measure_canaries, measure_members
 from effvit_train.data.config import DatasetConfig
 from effvit_train.data.datamodule import DataModule
 from effvit_train.data.planting import Canaries
@@ -99,15 +99,68 @@ def test_a_model_that_has_learnt_its_canaries_by_heart_is_found_out():
 
 def test_members_that_are_known_better_are_told_apart():
     # log-odds of the label: members 2, others 0, half of them 2 as well
-    labels = torch.zeros(100, dtype=torch.long)
-    high = torch.tensor([2.0, 0.0]).repeat(100, 1)
-    mixed = torch.where(torch.arange(100)[:, None] % 2 == 0, high, torch.zeros(100, 2))
-    values, facts = measure_members((high, labels), (mixed, labels))
+    labels = torch.zeros(200, dtype=torch.long)
+    inside = np.repeat([True, False], 100)
+    logits = torch.zeros(200, 2)
+    logits[:100, 0] = logits[100::2, 0] = 2
+    values, facts = measure_members(logits, labels, inside)
     assert values["privacy/mia_auc"] == 0.75  # half are beaten, half are ties
     assert values["privacy/mia_tpr_at_1pct_fpr"] == 0  # half of the others score as high
     assert (facts["members"], facts["others"]) == (100, 100)
-    values, _ = measure_members((high, labels), (torch.zeros(100, 2), labels))
+    logits[100:] = 0
+    values, _ = measure_members(logits, labels, inside)
     assert values == {"privacy/mia_auc": 1.0, "privacy/mia_tpr_at_1pct_fpr": 1.0}
+
+
+def test_shadow_models_tell_hard_images_from_foreign_ones():
+    """Half of the images are hard: a model that knows one is as sure of it as of an easy one that it does not."""
+    rng = np.random.default_rng(0)
+    count, models = 400, 4
+    members = np.repeat([True, False], count // 2)
+    hard = rng.random(count) < 0.5
+    known = np.argsort(rng.random((models, count)), axis=0) < models // 2
+
+    def said(inside):  # log-odds: 0 or 2, and 2 more if it was in the training
+        return torch.from_numpy(
+            np.where(hard, 0.0, 2.0) + 2.0 * inside + 0.3 * rng.standard_normal(inside.shape)
+        )
+
+    def two(odds):
+        return torch.stack([odds, torch.zeros_like(odds)], dim=-1)
+
+    labels = torch.zeros(count, dtype=torch.long)
+    population = two(torch.from_numpy(np.where(rng.random((models + 1, 300)) < 0.5, 0.0, 2.0)))
+    shadows = Shadows(two(said(known)), known, (population, torch.zeros(300, dtype=torch.long)))
+    logits = two(said(members))
+    alone, _ = measure_members(logits, labels, members)
+    helped, facts = measure_members(logits, labels, members, shadows)
+    # by confidence alone: 1 - P(other above member) = 1 - 1/4 * 1/2 ... a hard member ties with an easy other
+    assert alone["privacy/mia_auc"] == pytest.approx(0.875, abs=0.03)
+    assert helped["privacy/mia_auc"] > 0.95
+    assert facts["lira"]["auc"] > 0.95
+    assert (facts["attack"], facts["shadow_models"]) == ("RMIA, online", 4)
+
+
+def test_each_attacked_image_is_in_half_of_the_shadows(tmp_path):
+    settings = DatasetConfig(name="digits", val_fraction=0.4)
+    whole = data(tmp_path, 0)
+    members, others, known = whole.attacked(4)
+    assert (len(members), len(others)) == (359, 359)  # half of 718 training images; there are 360 test images
+    assert set(members.tolist()) <= set(whole.indices("train").tolist())
+    assert set(others.tolist()) <= set(whole.indices("test").tolist())
+    assert known.shape == (4, 718)
+    assert (known.sum(axis=0) == 2).all()
+    ids = np.concatenate([members, others])
+    prints = {whole.info.fingerprint}
+    for number in range(4):
+        shadow = DataModule(settings, batch_size=32, seed=0, cache_dir=tmp_path, shadow=(number, 4))
+        inside = np.isin(ids, shadow.indices("train"))
+        assert inside.tolist() == known[number].tolist()
+        kept = set(whole.indices("train").tolist()) - set(members.tolist())
+        assert set(shadow.indices("train").tolist()) - set(ids.tolist()) == kept
+        assert shadow.indices("val").tolist() == whole.indices("val").tolist()
+        prints.add(shadow.info.fingerprint)
+    assert len(prints) == 5
 
 
 def test_a_run_tells_what_it_gives_away(tmp_path, monkeypatch):
@@ -118,7 +171,25 @@ def test_a_run_tells_what_it_gives_away(tmp_path, monkeypatch):
     told = found["provenance"]["membership"]
     assert told["canaries"]["canaries"] == 200
     assert told["attack"]["members"] == told["attack"]["others"] == 360
+    assert "threshold" in told["attack"]["attack"]
     assert found["provenance"]["dataset"]["split"]["canaries"] == 200
+
+
+def test_a_run_is_attacked_with_shadow_models_which_are_kept(tmp_path, monkeypatch, capsys):
+    arguments = (*QUICK, "audit.shadow_models=2", f"cache_dir={tmp_path / 'cache'}", "compress=prune",
+                 "compress.prune.round_to=2", "compress.prune.cuts=2", "compress.prune.calibration=32")  # fmt: skip
+    run_in(tmp_path, monkeypatch, *arguments, "run_dir=run")
+    out = capsys.readouterr().out
+    assert "shadow 1/2: training" in out
+    assert "shadow 2/2: training" in out
+    told = card(tmp_path / "run")["provenance"]["membership"]["attack"]
+    assert (told["attack"], told["shadow_models"]) == ("RMIA, online", 2)
+    shadows = sorted((tmp_path / "cache" / "shadows").glob("*/card.json"))
+    assert len(shadows) == 2
+    for path in shadows:  # trained as the attacked one was
+        assert json.loads(path.read_text())["run"]["compress"] == ["prune"]
+    run_in(tmp_path, monkeypatch, *arguments, "run_dir=again")
+    assert "shadow 1/2: vit_tiny_patch16_224, trained before" in capsys.readouterr().out
 
 
 def test_a_run_without_says_why(tmp_path, monkeypatch):
