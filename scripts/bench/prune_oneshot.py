@@ -25,7 +25,7 @@ from effvit_train.compress.prune import PruneConfig
 from effvit_train.compress.prune.config import CRITERIA
 from effvit_train.compress.prune.importance import Calibration, calibrate, importances
 from effvit_train.compress.prune.plan import operations_of
-from effvit_train.compress.prune.preview import batches
+from effvit_train.compress.prune.pruner import batches
 from effvit_train.compress.prune.solver import Budget, Plan, Scores, solve
 from effvit_train.finished import Finished, open_finished
 from effvit_train.models.structure import Structure, read_structure

@@ -31,7 +31,7 @@ from torch import nn
 from effvit_train.audit.operations import count_operations
 from effvit_train.build import Built
 from effvit_train.compress.prune import PruneConfig
-from effvit_train.compress.prune.preview import batches
+from effvit_train.compress.prune.pruner import batches
 from effvit_train.config import Config
 from effvit_train.files import write_json
 from effvit_train.keys import stream_key
