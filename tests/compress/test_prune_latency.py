@@ -169,6 +169,32 @@ def test_totals_are_those_of_the_cut_model(one, kinds, arithmetic):
         assert cost.total(structure.sizes) - saved == pytest.approx(macs(cut), rel=1e-9)
 
 
+@pytest.mark.parametrize("kinds", [["heads", "mlp"], ["blocks"], ["head_width", "mlp", "blocks"]])
+def test_what_modules_do_not_show_alone_is_scaled(kinds, monkeypatch):
+    """A machine on which modules are 1.25 times as slow within a model as by themselves."""
+
+    def medians(works, device: torch.device) -> list[float]:
+        times = [count_operations(_Run(work), (1, 1, 1)).macs * SCALE for work in works]
+        return times[:-2] + [1.25 * time for time in times[-2:]]
+
+    monkeypatch.setattr(latency, "_medians", medians)
+    model, structure, table = table_of(VIT, kinds)
+    assert table.scale == pytest.approx(1.25)
+    cost = Latency(table, structure)
+    cut = copy.deepcopy(model)
+    widths = {name: 3 for name, group in structure.groups.items() if group.kind == "mlp" and "mlp" in kinds}
+    blocks = structure.blocks[:1] if "blocks" in kinds else []
+    widths = {name: width for name, width in widths.items() if structure.groups[name].block not in blocks}
+    rebuild(cut, [{"kind": "prune", "blocks": blocks, "widths": widths}])
+    sizes = {**structure.sizes, **read_structure(cut).sizes}
+    assert cost.total(sizes, frozenset(blocks)) == pytest.approx(1.25 * macs(cut), rel=1e-9)
+    change = {f: w for name, w in widths.items() for f in structure.groups[name].factors}
+    saved = sum(cost.saving(structure.sizes, frozenset(), {}, block) for block in blocks)
+    saved += cost.saving(structure.sizes, frozenset(blocks), change)
+    assert cost.total(structure.sizes) - saved == pytest.approx(1.25 * macs(cut), rel=1e-9)
+    assert Table.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
 @pytest.mark.parametrize("one", [VIT, SWIN], ids=["vit", "swin"])
 def test_the_embedding_is_seen_by_all_that_read_it(one, arithmetic):
     model, structure, table = table_of(one, ["embed", "mlp", "heads"])
@@ -207,7 +233,7 @@ def test_modules_that_are_alike_share_a_grid(arithmetic):
     assert set(table.modules) == {f"blocks.{k}.{part}" for k in range(3) for part in ("attn", "mlp")}
     assert table.grids[0].widths == [[1, 2, 3, 4]]  # of four heads, without doubles
     assert table.grids[1].widths == [[8, 16, 24, 32, 40, 48, 56, 64]]
-    assert arithmetic == [4 + 8 + 1]
+    assert arithmetic == [4 + 8 + 2]  # and the whole model, uncut and at half
     assert table.whole_ms == pytest.approx(macs(model))
     _, _, table = table_of(SWIN, ["heads", "mlp"])
     assert len(table.grids) == 4  # each stage has two
@@ -253,15 +279,15 @@ def test_the_median_of_turns(monkeypatch):
     def work(name: str, seconds: float):
         def run() -> None:
             calls.append(name)
-            disturbed = calls.count(name) % 3 == 1  # the first too, which is not timed
+            disturbed = calls.count(name) // 2 % 3 == 0  # the first too, which is not timed
             now[0] += seconds * (10 if disturbed else 1)
 
         return run
 
     found = latency._medians([work("a", 2e-3), work("b", 5e-3)], torch.device("cpu"))
     assert found == pytest.approx([2.0, 5.0])
-    assert calls[:6] == ["a", "b", "a", "b", "b", "a"]  # in turn, and back
-    assert len(calls) == 2 * (latency._ROUNDS + 1)
+    assert calls[:10] == ["a", "b", *"aabb", *"bbaa"]  # in turn, and back
+    assert len(calls) == 2 * (2 * latency._ROUNDS + 1)
 
 
 def test_a_real_clock_gives_a_table():
