@@ -78,6 +78,11 @@ def build(
         UserError: the data, the model or their combination is not possible.
     """
     check_recipe(config.recipe)
+    if config.audit.shadow_models and (config.trainer.devices, config.trainer.num_nodes) != (1, 1):
+        raise UserError(
+            "are trained by a single process", key="audit.shadow_models", value=config.audit.shadow_models,
+            remedy="trainer.devices=1, or audit.shadow_models=0",
+        )  # fmt: skip
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     device_type = check_device(config)

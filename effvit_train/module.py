@@ -297,9 +297,8 @@ def smooth(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     Szegedy et al. 2016, section 7; equal to `torch`'s `label_smoothing`.
     """
     targets = torch.full((len(labels), classes), smoothing / classes, device=labels.device)
-    return targets.scatter_add_(
-        1, labels[:, None], torch.full((len(labels), 1), 1 - smoothing, device=labels.device)
-    )
+    right = torch.full((len(labels), 1), 1 - smoothing, device=labels.device)
+    return targets.scatter_add(1, labels[:, None], right)  # not in place, which `vmap` cannot do
 
 
 def check_recipe(recipe: RecipeConfig) -> None:

@@ -135,6 +135,7 @@ CASES = {
     "one canary": ("audit.canaries=1", None, "audit.canaries=1", "0 or at least 2"),
     "more canaries than there are": ("audit.canaries=1000", None, "audit.canaries=1000", "at most audit.canaries=90"),
     "odd number of shadows": ("audit.shadow_models=3", None, "audit.shadow_models=3", "even"),
+    "shadows of several processes": ("audit.shadow_models=2 trainer.devices=2", None, "audit.shadow_models=2", "trainer.devices=1"),
     "epsilon without privacy": ("privacy.epsilon=3", None, "privacy.epsilon=3.0", "add privacy=dp_sgd"),
     "no such privacy": ("privacy=dp", None, "privacy=dp", "none"),
     "temperature zero": ("compress=distill compress.distill.temperature=0", None, "compress.distill.temperature=0", "positive"),

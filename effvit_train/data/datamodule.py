@@ -163,7 +163,7 @@ class DataModule(pl.LightningDataModule):
 
     def eval_dataloader(self, split: str) -> DataLoader:
         """Any split (`train` and `unused` too), in its own order, without augmentation."""
-        return self.loader_of(self.indices(split))
+        return self._eval_loader(EvalSampler(self.indices(split)))
 
     def attacked(self, models: int) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
         """Ids of attacked training and test images (n,) each, and which shadow model knows which (S, 2n)."""
@@ -171,10 +171,13 @@ class DataModule(pl.LightningDataModule):
         return *attacked(self._prepared, self._seed), known
 
     def loader_of(self, ids: Ints) -> DataLoader:
-        """These samples, in this order, without augmentation."""
+        """These samples, in this order, all of them on every process, without augmentation."""
+        return self._eval_loader(ids.tolist())
+
+    def _eval_loader(self, sampler: Any) -> DataLoader:
         dataset = _Samples(self._prepared, self._stream, None)
         workers = self._workers(cheap=self._prepared.in_memory)
-        return self._loader(dataset, EvalSampler(ids), self._eval_batch_size, workers)
+        return self._loader(dataset, sampler, self._eval_batch_size, workers)
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

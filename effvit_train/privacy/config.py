@@ -12,6 +12,7 @@ CLIPPINGS = ("flat", "per_layer", "automatic")
 ACCOUNTANTS = ("prv", "rdp")
 NOISE_SOURCES = ("philox", "shake256")
 DEFAULT_EPSILON = 8.0
+LEAST_NOISE = 0.01  # below it the accountants find no bound
 
 
 @dataclass
@@ -80,6 +81,11 @@ class PrivacyConfig:
             value = getattr(self, key)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError("must be positive", key=f"privacy.{key}", value=value, remedy="e.g. 1.0")
+        if self.noise_multiplier is not None and self.noise_multiplier < LEAST_NOISE:
+            raise UserError(
+                f"is too little to promise anything: at least {LEAST_NOISE:g}", key="privacy.noise_multiplier",
+                value=self.noise_multiplier, remedy="e.g. privacy.noise_multiplier=1.0",
+            )  # fmt: skip
         self._check_delta()
         one_of("privacy.accountant", self.accountant, ACCOUNTANTS)
         one_of("privacy.clipping", self.clipping, CLIPPINGS)

@@ -198,8 +198,8 @@ MUTANTS: dict[str, tuple[Patch, Callable]] = {
     ),
     "clipped after averaging": (clipped_after_averaging, runs.test_every_image_is_clipped_by_itself),
     "class token unclipped": (left_unclipped("model.cls_token"), runs.test_every_image_is_clipped_by_itself),
-    "positions left out of the norm": (
-        left_out_of_the_norm("model.pos_embed"), runs.test_every_image_is_clipped_by_itself,
+    "a layer left out of the norm": (
+        left_out_of_the_norm("model.head.weight"), runs.test_every_image_is_clipped_by_itself,
     ),
     "divided by the drawn number": (
         divided_by_the_drawn, runs.test_without_noise_and_clipping_it_is_training_on_the_same_batches,

@@ -362,7 +362,7 @@ def test_a_public_teacher_cuts_by_weights_and_privacy_go_together(tmp_path, monk
     arguments = (
         *QUICK, "compress=[distill,prune]", "compress.distill.teacher=test_vit", "compress.distill.image_size=32",
         "compress.distill.weights=teacher.pt", "compress.distill.teacher_data=drawings", "compress.prune.round_to=2",
-        "compress.prune.cuts=2", same_secret(tmp_path),
+        "compress.prune.cuts=2", "compress.distill.kinds=[soft,feature]", same_secret(tmp_path),
     )  # fmt: skip
     run_in(tmp_path, monkeypatch, *arguments, "run_dir=whole")
     assert "compress.prune.importance switched off: privacy=dp_sgd" in capsys.readouterr().out
@@ -428,6 +428,7 @@ REFUSED = {
     "second derivatives": (["recipe.optimizer=adahessian"], "recipe.optimizer=adahessian: needs more of the loss"),
     "scaled losses": (["trainer.precision=16-mixed"], "trainer.precision=16-mixed: "),
     "two noises": (["privacy.epsilon=3", "privacy.noise_multiplier=1"], "privacy.noise_multiplier=1.0: is chosen for"),
+    "next to no noise": (["privacy.noise_multiplier=0.001"], "privacy.noise_multiplier=0.001: is too little"),
     "no epsilon": (["privacy.epsilon=0"], "privacy.epsilon=0.0: must be positive"),
     "no delta": (["privacy.delta=little"], "privacy.delta=little: must be auto or a number"),
     "an engine": (["privacy.engine=magic"], "privacy.engine=magic: must be one of bookkeeping"),

@@ -14,11 +14,13 @@ from collections.abc import Callable, Sequence
 
 from opacus.accountants import PRVAccountant, RDPAccountant
 
+from effvit_train.privacy.config import LEAST_NOISE
+
 Phase = tuple[float, float, int]
 History = Sequence[Phase]
 
 PRV_MOST = 50.0  # epsilon: beyond it the numerical accountant's grid outgrows the memory
-_SIGMA = (1e-2, 1e6)
+_SIGMA = (LEAST_NOISE, 1e6)
 _PRECISION = 1e-3  # of a noise multiplier that is searched for
 
 

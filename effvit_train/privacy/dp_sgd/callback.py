@@ -128,14 +128,13 @@ class PrivateTraining(pl.Callback):
         steps = pl_module.planned_steps(self._world)
         epochs = 1 if self.config.trainer.fast_dev_run else self.config.trainer.max_epochs
         self._batches = steps // epochs
-        resumed = self.lineage is not None
-        if resumed:
+        if self.lineage is not None:  # resumed
             self.start = self._position[0] * self._batches + self._position[1]
         self._executed = self.start
         roots = nn.ModuleDict({"model": pl_module.model, "terms": pl_module.term_modules})
         prepared: tuple[Any, ...] | None = None
         if trainer.is_global_zero:
-            secret = self._secret(trainer, resumed)
+            secret = self._secret(trainer)
             lineage = self._lineage(trainer, roots)
             plan = self._make_plan(trainer, Stream(secret, lineage).id, int(lineage[-1][1]), steps)
             prepared = (lineage, Stream(secret, [lineage, asdict(plan)]), plan)
@@ -152,10 +151,10 @@ class PrivateTraining(pl.Callback):
         self._limit(trainer, steps)
         self._tell()
 
-    def _secret(self, trainer: pl.Trainer, resumed: bool) -> bytes:
+    def _secret(self, trainer: pl.Trainer) -> bytes:
         given = self.privacy.secret
         path = Path(given).expanduser() if given else Path(trainer.default_root_dir) / SECRET_FILE
-        if not resumed and not path.exists():
+        if not path.exists():
             self._say(f"privacy: the secret of selection and noise is made in {path}; keep it to yourself")
         return open_secret(path, create=True)
 
