@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import effvit_train  # noqa: F401  isort: skip
@@ -20,6 +21,13 @@ def build_run(overrides: list[str], directory: str) -> tuple[Config, Built]:
     cfg.name, cfg.run_dir = "bench", directory
     config = load(cfg, overrides, print)
     return config, build(config, precision=None, train=_no_teacher, say=lambda line: None)
+
+
+def peak_mb() -> float:
+    """Peak resident set of this process, in MiB; not getrusage's, which is inherited from whoever started it."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 def _no_teacher(*_: object) -> Path:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import build_run  # isort: skip  # before torchvision, as `effvit_train` itself
+from common import build_run, peak_mb  # isort: skip  # before torchvision, as `effvit_train` itself
 import pytorch_lightning as pl
 import torch
 
@@ -172,7 +171,7 @@ def _train_alone(case: str, options: argparse.Namespace) -> None:
     trainer = _trainer(config, built, options)
     trainer.fit_loop.epoch_loop.max_steps = 6
     trainer.fit(built.module, datamodule=built.data)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
+    print(peak_mb())
 
 
 def _memory(case: str, options: argparse.Namespace) -> float:

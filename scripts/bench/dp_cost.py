@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import effvit_train  # noqa: F401  # isort: skip  # before torchvision
+from common import peak_mb  # isort: skip  # before torchvision, as `effvit_train` itself
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -195,7 +194,7 @@ def _alone(name: str, model: str, batch: int, precision: str, options: argparse.
     step = _step(name, model, batch, precision, options)
     for _ in range(3):
         step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mb()
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**20
     print(f"peak {peak}")

@@ -8,6 +8,7 @@ samplers are registered for timm's norms and layer scales. Names and parameters 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -87,6 +88,9 @@ class OpacusHooks(Summing):
     @contextmanager
     def _standing_in(self, rows: int) -> Iterator[None]:
         with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            # of the first layer, whose inputs are images and need none
+            warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients")
             stack.callback(self._forget)
             self._wrapped.enable_hooks()
             stack.callback(self._wrapped.disable_hooks)
