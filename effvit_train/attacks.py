@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,9 +79,7 @@ def attack(
     inside = np.repeat([True, False], [len(members), len(others)])
     values, facts = measure_members(*judged(ids), inside, shadows)
     if config.privacy.on:  # it looks at training images once more, and epsilon does not count that
-        path = run_dir / FILE
-        write_json(path, {"measures": values, **facts})
-        os.chmod(path, 0o600)
+        write_json(run_dir / FILE, {"measures": values, **facts}, mode=0o600)
         measured.missing |= dict.fromkeys(
             ATTACKED, f"looks at private images: in {FILE}, for its owner alone"
         )

@@ -88,17 +88,7 @@ def build(
     device_type = check_device(config)
     active = [module for module in techniques().values() if module.PART.active(config)]
     stream = _stream(config, active)
-    data = DataModule(
-        config.dataset,
-        batch_size=config.recipe.batch_size,
-        seed=config.seed,
-        cache_dir=Path(config.cache_dir),
-        augment=Augment(config.recipe.randaugment, stream),
-        canaries=config.audit.canaries,
-        shadow=None if config.audit.shadow is None else (config.audit.shadow, config.audit.shadow_models),
-        public=config.privacy.on,
-        say=say,
-    )
+    data = build_data(config, stream, say)
     info = data.info
     torch.manual_seed(stream_key("weights", config.seed))
     model, record = create(
@@ -173,6 +163,22 @@ def build(
     previews = [attachment.preview for attachment in attached if attachment.preview is not None]
     measured = [attachment.measured for attachment in attached if attachment.measured is not None]
     return Built(data, module, record, chosen, attention, callbacks, provenance, ahead, previews, measured)
+
+
+def build_data(config: Config, stream: AugmentStream, say: Callable[[str], None]) -> DataModule:
+    """The data of a run."""
+    shadow, models = config.audit.shadow, config.audit.shadow_models
+    return DataModule(
+        config.dataset,
+        batch_size=config.recipe.batch_size,
+        seed=config.seed,
+        cache_dir=Path(config.cache_dir),
+        augment=Augment(config.recipe.randaugment, stream),
+        canaries=config.audit.canaries,
+        shadow=None if shadow is None else (shadow, models),
+        public=config.privacy.on,
+        say=say,
+    )
 
 
 def make_trainer(

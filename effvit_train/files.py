@@ -16,10 +16,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, previous: Path | None = None) -> Iterator[Path]:
+def atomic_path(path: Path, previous: Path | None = None, mode: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed to `path`.
 
-    What stood at `path` is kept as `previous` where that is given. An `OSError` inside names `path`.
+    What stood at `path` is kept as `previous` where that is given. An `OSError` inside names `path`. The file
+    is readable as the umask says, or as `mode` says: never for longer or by more.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -31,7 +32,7 @@ def atomic_path(path: Path, previous: Path | None = None) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_umask() if mode is None else mode)
         if previous is not None and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
@@ -49,15 +50,26 @@ def remove_temporaries(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def sync_directory(path: Path) -> None:
+    """See that a renamed file keeps its name when the machine stops."""
+    if os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str, mode: int | None = None) -> None:
     """Write `text` (UTF-8) to `path` atomically."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, mode=mode) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, mode: int | None = None) -> None:
     """Write strict JSON (no NaN) to `path` atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode)
 
 
 def read_json(path: Path) -> Any:

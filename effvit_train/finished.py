@@ -8,10 +8,11 @@ from pathlib import Path
 
 from torch import nn
 
+from effvit_train.build import build_data
 from effvit_train.card import Card
 from effvit_train.compose import load, load_resumed
 from effvit_train.config import Config
-from effvit_train.data.datamodule import Augment, DataModule
+from effvit_train.data.datamodule import DataModule
 from effvit_train.errors import UserError
 from effvit_train.keys import AugmentStream
 from effvit_train.models.factory import load_model
@@ -66,17 +67,7 @@ def open_finished(path: Path, say: Callable[[str], None], *, data_root: str | No
     config = load(cfg, overrides, say, stored=True)
     record = ArchitectureRecord.read(run_dir.record)
     model = load_model(run_dir.path)
-    data = DataModule(
-        config.dataset,
-        batch_size=config.recipe.batch_size,
-        seed=config.seed,
-        cache_dir=Path(config.cache_dir),
-        augment=Augment(config.recipe.randaugment, AugmentStream(config.seed)),
-        canaries=config.audit.canaries,
-        shadow=None if config.audit.shadow is None else (config.audit.shadow, config.audit.shadow_models),
-        public=config.privacy.on,
-        say=say,
-    )
+    data = build_data(config, AugmentStream(config.seed), say)
     trained_on = fingerprint_of(run_dir.path) or (card.provenance.get("dataset") or {}).get("fingerprint")
     if data.info.fingerprint != trained_on:
         raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,27 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-class TrainSampler(Sampler[int]):
+class _EpochSampler(Sampler[Any]):
+    """Knows the epoch of the next iteration, and where in it to start."""
+
+    def __init__(self) -> None:
+        self._epoch = 0
+        self._start = (0, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; Lightning calls this at the start of each epoch."""
+        self._epoch = epoch
+
+    def set_start(self, epoch: int, batch: int) -> None:
+        """Let iterations of this epoch, and only these, start at this batch."""
+        self._start = (epoch, batch)
+
+    def _first(self) -> int:
+        """The batch that the next iteration starts at."""
+        return self._start[1] if self._start[0] == self._epoch else 0
+
+
+class TrainSampler(_EpochSampler):
     """The training samples of this rank, in the order of the epoch.
 
     Yields `epoch * total + id`, so that worker processes learn the epoch with each sample and need no
@@ -36,17 +56,8 @@ class TrainSampler(Sampler[int]):
     """
 
     def __init__(self, ids: npt.NDArray[np.int64], *, total: int, seed: int, batch_size: int) -> None:
+        super().__init__()
         self._ids, self._total, self._seed, self._batch_size = ids, total, seed, batch_size
-        self._epoch = 0
-        self._start = (0, 0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; Lightning calls this at the start of each epoch."""
-        self._epoch = epoch
-
-    def set_start(self, epoch: int, batch: int) -> None:
-        """Let iterations of this epoch, and only these, start at this batch."""
-        self._start = (epoch, batch)
 
     def __len__(self) -> int:
         _, world = rank_and_world()
@@ -54,9 +65,8 @@ class TrainSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rank, world = rank_and_world()
-        start = self._start[1] if self._start[0] == self._epoch else 0
         order = draws.permutation(stream_key("order", self._seed, self._epoch), self._ids)
-        mine = order[rank::world][start * self._batch_size : len(self)]
+        mine = order[rank::world][self._first() * self._batch_size : len(self)]
         yield from (mine + self._epoch * self._total).tolist()
 
 
@@ -72,7 +82,7 @@ class Selection(Protocol):
         ...
 
 
-class DrawnSampler(Sampler[list[int]]):
+class DrawnSampler(_EpochSampler):
     """The batches that a selection draws, each as a list of `epoch * total + id`.
 
     Args:
@@ -82,27 +92,16 @@ class DrawnSampler(Sampler[list[int]]):
     """
 
     def __init__(self, selection: Selection, *, total: int, views: int = 1) -> None:
+        super().__init__()
         self._selection, self._total, self._views = selection, total, views
-        self._epoch = 0
-        self._start = (0, 0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; Lightning calls this at the start of each epoch."""
-        self._epoch = epoch
-
-    def set_start(self, epoch: int, batch: int) -> None:
-        """Let iterations of this epoch, and only these, start at this batch."""
-        self._start = (epoch, batch)
 
     def __len__(self) -> int:
         return len(self._selection)
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch = self._epoch
-        start = self._start[1] if self._start[0] == epoch else 0
-        for number in range(start, len(self)):
-            ids = self._selection.batch(epoch, number)
-            yield (np.repeat(ids, self._views) + epoch * self._total).tolist()
+        for number in range(self._first(), len(self)):
+            ids = self._selection.batch(self._epoch, number)
+            yield (np.repeat(ids, self._views) + self._epoch * self._total).tolist()
 
 
 class EvalSampler(Sampler[int]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -159,6 +160,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
     state = weights.read_safetensors(path)
     weights.check_same(state, model.state_dict(), source=str(path))
     model.load_state_dict(state)
+
+
+def hash_state(digest: hashlib._Hash, model: nn.Module) -> None:
+    """Add the names and bytes of a model's state to a digest."""
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
 def count_parameters(model: nn.Module) -> int:

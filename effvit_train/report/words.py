@@ -33,9 +33,8 @@ def what_was_done(card: Card) -> str:
             parts.append(f"distilled{learnt} from {source}")
         else:
             parts.append({"distill": "distilled", "prune": "pruned"}.get(technique, technique))
-    private = card.run.get("privacy")
-    if private not in (None, "", "none"):
-        parts.append(f"private training ({private})")
+    if is_private(card):
+        parts.append(f"private training ({card.run['privacy']})")
     text = ", ".join(parts) or "trained without compression"
     return text[0].upper() + text[1:]
 

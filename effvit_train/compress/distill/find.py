@@ -20,7 +20,7 @@ from effvit_train.compress.distill.teacher import Teacher, View
 from effvit_train.config import Config
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.models.config import ModelConfig
-from effvit_train.models.factory import count_parameters, create, inspect_model, load_model
+from effvit_train.models.factory import count_parameters, create, hash_state, inspect_model, load_model
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.parts import Context
 from effvit_train.runs import RunDir, fingerprint_of
@@ -239,9 +239,7 @@ def _digest(
         with open(file, "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     if model is not None:
-        for name, tensor in model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        hash_state(digest, model)
     return digest.hexdigest()
 
 

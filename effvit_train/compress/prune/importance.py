@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.layers import DropPath, PatchDropout
 from torch import Tensor, nn
 
 from effvit_train.keys import stream_key
+from effvit_train.models.deterministic import deterministic
 from effvit_train.models.structure import Axis, Group, Structure, Tap, units
 
 
@@ -95,7 +95,7 @@ def calibrate(
     branches = {block: _branches(block) for block in blocks}
     wanted |= {tap for taps in branches.values() for tap in taps}
     result = Calibration()
-    with _watch(model, sorted(wanted, key=str)) as seen, _deterministic(model):
+    with _watch(model, sorted(wanted, key=str)) as seen, deterministic(model):
         for batch in batches:
             seen.clear()
             with torch.enable_grad() if gradients else torch.no_grad():
@@ -334,22 +334,3 @@ def _watch(model: nn.Module, taps: list[Tap]) -> Iterator[dict[Tap, Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def _deterministic(model: nn.Module) -> Iterator[None]:
-    """Switch off dropout and stochastic depth, which would add noise of their own."""
-    noisy = [m for m in model.modules() if isinstance(m, (nn.Dropout, DropPath, PatchDropout)) and m.training]
-    attention = [getattr(m, "attn_drop", None) for m in model.modules() if m.training]
-    rates = [(drop, drop.p) for drop in attention if isinstance(drop, nn.Dropout)]
-    for module in noisy:
-        module.eval()
-    for drop, _ in rates:
-        drop.p = 0.0  # fused attention reads the rate itself, in its own mode
-    try:
-        yield
-    finally:
-        for module in noisy:
-            module.train()
-        for drop, rate in rates:
-            drop.p = rate

@@ -41,18 +41,18 @@ def epsilon(history: History, delta: float, accountant: str) -> float:
         return 0.0
     if min(sigma for sigma, _ in merged) < _SIGMA[0]:
         return math.inf
-    phases = [(sigma, rate, steps) for (sigma, rate), steps in merged.items()]
-    spent = _bound(RDPAccountant(), phases, delta)
+    phases = tuple((sigma, rate, steps) for (sigma, rate), steps in merged.items())
+    spent = _bound(RDPAccountant, phases, delta)
     if accountant == "rdp" or spent > PRV_MOST:
         return spent
     # both are bounds
-    return min(spent, _bound(PRVAccountant(), phases, delta))
+    return min(spent, _bound(PRVAccountant, phases, delta))
 
 
-def _bound(
-    accountant: RDPAccountant | PRVAccountant, phases: list[tuple[float, float, int]], delta: float
-) -> float:
-    accountant.history = phases
+@functools.lru_cache(maxsize=1024)  # the same is asked when a run is checked, planned, told of and measured
+def _bound(kind: type[RDPAccountant] | type[PRVAccountant], phases: tuple[Phase, ...], delta: float) -> float:
+    accountant = kind()
+    accountant.history = list(phases)
     with warnings.catch_warnings(
         action="ignore"
     ):  # of orders that were not tried: they would only be tighter
@@ -63,10 +63,14 @@ def _bound(
     return spent if math.isfinite(spent) else math.inf
 
 
-@functools.cache
-def _least_noise(
-    target: float, delta: float, accountant: str, rate: float, steps: int, before: tuple[Phase, ...]
+def find_noise(
+    target: float, delta: float, accountant: str, *, rate: float, steps: int, before: History = ()
 ) -> float | None:
+    """The least noise multiplier (to 0.1 %) with which `steps` more steps keep within `target`.
+
+    None where no noise is enough, because `before` has spent it already.
+    """
+
     def within(sigma: float, by: str) -> bool:
         return epsilon([*before, (sigma, rate, steps)], delta, by) <= target
 
@@ -78,16 +82,6 @@ def _least_noise(
     while low > _SIGMA[0] and within(low, accountant):
         high, low = low, low * 0.8
     return _bisect(lambda sigma: within(sigma, accountant), max(low, _SIGMA[0]), high)
-
-
-def find_noise(
-    target: float, delta: float, accountant: str, *, rate: float, steps: int, before: History = ()
-) -> float | None:
-    """The least noise multiplier (to 0.1 %) with which `steps` more steps keep within `target`.
-
-    None where no noise is enough, because `before` has spent it already.
-    """
-    return _least_noise(target, delta, accountant, rate, steps, tuple(before))
 
 
 def most_steps(

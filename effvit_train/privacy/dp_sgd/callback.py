@@ -28,8 +28,10 @@ from effvit_train.config import Config
 from effvit_train.data.info import DataInfo
 from effvit_train.errors import UserError
 from effvit_train.keys import stream_key
+from effvit_train.models.factory import hash_state
 from effvit_train.privacy.dp_sgd.accounting import PRV_MOST, epsilon, most_steps
 from effvit_train.privacy.dp_sgd.ledger import FILE, Ledger, Phase
+from effvit_train.privacy.dp_sgd.others import check_seen
 from effvit_train.privacy.dp_sgd.plan import Plan, make_plan
 from effvit_train.privacy.dp_sgd.randomness import Selection, Stream, describe_source, open_secret
 from effvit_train.privacy.dp_sgd.step import add_up, write_gradients
@@ -162,7 +164,9 @@ class PrivateTraining(pl.Callback):
         """What the values to come derive from: the start, and the conditions, as often as they changed."""
         conditions = self._conditions(trainer)
         if self.lineage is None:
-            return [_digest_of(roots), [conditions, 0]]
+            digest = hashlib.sha256()
+            hash_state(digest, roots)
+            return [digest.hexdigest(), [conditions, 0]]
         if self.lineage[-1][0] == conditions:
             return self.lineage
         self._say(
@@ -387,42 +391,3 @@ class PrivateTraining(pl.Callback):
             self.info, self._sealed, epsilon=self._spent(accountant, until), delta=self.plan.delta
         )
         entries[:] = [own, *(entry for entry in entries if entry["via"] != "training")]
-
-
-def check_seen(entries: list[seen.Entry], info: DataInfo, public: list[str]) -> None:
-    """Raise `UserError` for weights or a teacher whose data epsilon would not count (contract C7)."""
-    keys = {"weights": "model.weights", "teacher": "compress.distill.teacher"}
-    for entry in entries:
-        if entry["via"] not in keys or entry["epsilon"] is not None:
-            continue
-        key, name = keys[entry["via"]], entry["name"]
-        if entry["data"] is None:
-            if entry["declared"] or entry["via"] in public:
-                continue
-            raise UserError(
-                "nobody declared what it has learnt from: under privacy=dp_sgd it must be public", key=key,
-                remedy=f"privacy.public=[{entry['via']}] if it is",
-            )  # fmt: skip
-        if entry["data"] == info.fingerprint or name == info.name:
-            raise UserError(
-                f"has learnt from {name} without differential privacy: epsilon would not count it", key=key,
-                remedy="take one that was trained with privacy=dp_sgd, or on public data",
-            )  # fmt: skip
-        if name not in public:
-            raise UserError(
-                f"has learnt from {name}, which is not declared public", key=key,
-                remedy=f"privacy.public=[{name}] if it is",
-            )  # fmt: skip
-
-
-@torch.no_grad()
-def _digest_of(modules: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in modules.state_dict().items():
-        digest.update(name.encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from effvit_train.errors import UserError
-from effvit_train.files import read_json, write_json
+from effvit_train.files import read_json, sync_directory, write_json
 from effvit_train.privacy.dp_sgd.accounting import History
-from effvit_train.privacy.dp_sgd.randomness import sync_directory
 
 FILE = "privacy.json"
 _SCHEMA = 1

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from effvit_train.errors import UserError
+from effvit_train.files import atomic_path, sync_directory
 
 _LEAST = 32  # bytes of a secret
 _KEY = "privacy.secret"
@@ -38,7 +39,9 @@ def open_secret(path: Path, *, create: bool) -> bytes:
     """
     try:
         if create and not path.exists():
-            _create(path)
+            with atomic_path(path, mode=0o600) as temporary:
+                temporary.write_bytes(secrets.token_bytes(_LEAST))
+            sync_directory(path.parent)  # before anything is drawn from it
         content = path.read_bytes()
         mode = path.stat().st_mode
     except OSError as error:
@@ -57,31 +60,6 @@ def open_secret(path: Path, *, create: bool) -> bytes:
             remedy=f"at least {_LEAST}: head -c 32 /dev/urandom > FILE",
         )  # fmt: skip
     return hashlib.blake2b(content, digest_size=64).digest()
-
-
-def _create(path: Path) -> None:
-    """Write a secret that is on the disk before anything is drawn from it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.write(handle, secrets.token_bytes(_LEAST))
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.replace(temporary, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """See that a renamed file keeps its name when the machine stops."""
-    if os.name != "posix":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Stream:

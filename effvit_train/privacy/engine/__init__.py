@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from effvit_train.errors import one_of
+from effvit_train.privacy.config import ENGINES as KINDS
 from effvit_train.privacy.engine.clip import Clip
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Clip", "make_engine"]
 
 KEY = "privacy.engine"
-KINDS = ("bookkeeping", "vmap", "opacus_hooks", "opacus_ghost")
 
 
 def make_engine(kind: str, modules: nn.Module, clip: Clip, *, views: int = 1) -> Engine:

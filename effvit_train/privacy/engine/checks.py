@@ -6,15 +6,14 @@ batch axis, a loss that couples samples, a parameter that is used outside its mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, PatchDropout
-from torch import Tensor, nn
+from torch import Tensor
 
 from effvit_train.errors import UserError
+from effvit_train.models.deterministic import deterministic
 from effvit_train.privacy.engine import KEY
 from effvit_train.privacy.engine.base import Engine, check_losses
 
@@ -106,26 +105,3 @@ def _loop(engine: Engine, losses_of: LossesOf, samples: int) -> tuple[dict[str, 
             each[name].append(own[name])
             sums[name] += factors[name] * gradient
     return {name: torch.cat(squares) for name, squares in each.items()}, sums
-
-
-@contextmanager
-def deterministic(modules: nn.Module) -> Iterator[None]:
-    """Switch off dropout and stochastic depth, which would add noise of their own."""
-    noisy = [
-        module
-        for module in modules.modules()
-        if isinstance(module, (nn.modules.dropout._DropoutNd, DropPath, PatchDropout)) and module.training
-    ]
-    attention = [getattr(module, "attn_drop", None) for module in modules.modules()]
-    rates = [(drop, drop.p) for drop in attention if isinstance(drop, nn.Dropout)]
-    for module in noisy:
-        module.training = False
-    for drop, _ in rates:
-        drop.p = 0.0  # fused attention reads the rate itself, in its own mode
-    try:
-        yield
-    finally:
-        for module in noisy:
-            module.training = True
-        for drop, rate in rates:
-            drop.p = rate

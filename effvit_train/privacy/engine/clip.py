@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from effvit_train.errors import UserError, one_of
+from effvit_train.privacy.config import CLIPPINGS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODES = ("flat", "per_layer", "automatic")
 STABILITY = 0.01  # gamma of AUTO-S (Bu et al. 2023, "Automatic clipping", section 4)
 
 
@@ -31,7 +31,7 @@ class Clip:
     mode: str = "flat"
 
     def __post_init__(self) -> None:
-        one_of("privacy.clipping", self.mode, MODES)
+        one_of("privacy.clipping", self.mode, CLIPPINGS)
         if not self.max_norm > 0 or (self.mode == "automatic" and math.isinf(self.max_norm)):
             raise UserError(
                 "must be positive", key="privacy.max_grad_norm", value=self.max_norm,

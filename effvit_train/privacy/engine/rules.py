@@ -210,8 +210,3 @@ def table_gradients(module: Any, gradients: Tensor, samples: int) -> Tensor:
     result = each.new_zeros(samples, each.shape[1], length)
     result.index_add_(2, module.relative_position_index.view(-1), each)
     return result.transpose(1, 2)
-
-
-def known() -> frozenset[type[nn.Module]]:
-    """All types that a rule knows."""
-    return frozenset((*LAYERS, *OWNERS))
