@@ -32,6 +32,7 @@ from effvit_train.keys import AugmentStream, stream_key
 from effvit_train.models.config import ModelConfig
 from effvit_train.models.factory import create, embed_width
 from effvit_train.models.record import ArchitectureRecord
+from effvit_train.models.tuning import tune
 from effvit_train.module import VisionModule, check_recipe
 from effvit_train.parts import Ahead, Attachment, Context
 from effvit_train.precision import Precision, choose_precision
@@ -99,6 +100,11 @@ def build(
         std=info.std,
         say=say,
     )
+    tune(model, config.recipe.tune, rank=config.recipe.lora_rank, example=torch.zeros(1, *info.input_shape))
+    if config.recipe.tune != "all" and not (config.model.weights or config.model.pretrained):
+        say(
+            f"recipe.tune={config.recipe.tune}: what is not trained stays random (model.weights=RUN_DIR starts elsewhere)"
+        )
     attention = choose_attention(model, device_type=device_type)
     chosen = choose_precision(
         precision or config.trainer.precision, device_type=device_type, width=embed_width(model)

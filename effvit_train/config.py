@@ -38,6 +38,9 @@ class RecipeConfig:
         randaugment: timm's policy string such as `rand-m9-mstd0.5-inc1`, null = off.
         erasing: probability of random erasing (Zhong 2020), per image.
         ema: decay of the exponential moving average of the weights per step, 0 = off.
+        tune: what is trained: all | head, the classifier | bias, it and all biases | lora, it and low-rank
+            changes of the linear layers (Hu et al. 2022), which are merged into them at the end.
+        lora_rank: rank of these changes.
     """
 
     batch_size: int = 64
@@ -56,10 +59,14 @@ class RecipeConfig:
     randaugment: Optional[str] = None
     erasing: float = 0.0
     ema: float = 0.0
+    tune: str = "all"
+    lora_rank: int = 8
 
     def validate(self) -> None:
         """Raise `UserError` for a value that cannot be."""
         at_least("recipe.batch_size", self.batch_size, 1)
+        at_least("recipe.lora_rank", self.lora_rank, 1)
+        one_of("recipe.tune", self.tune, ("all", "head", "bias", "lora"))
         if not self.lr > 0:
             raise UserError("must be positive", key="recipe.lr", value=self.lr, remedy="e.g. recipe.lr=0.001")
         at_least("recipe.weight_decay", self.weight_decay, 0)

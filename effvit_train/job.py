@@ -287,6 +287,7 @@ def _same_data(state: RunState, info: DataInfo) -> None:
 def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracker: Tracker) -> Card | None:
     predictions = Predictions()
     trainer.callbacks.append(predictions)  # type: ignore[attr-defined]
+    built.module.settle()
     trainer.test(built.module, datamodule=built.data, verbose=False)
     if not trainer.is_global_zero:
         return None
@@ -386,10 +387,14 @@ def _card(
 
 def _announce(job: Job, built: Built, state: RunState) -> None:
     info, counts = built.data.info, built.data.info.counts
-    params = count_parameters(built.module.model)
+    model = built.module.model
+    size = f"{count_parameters(model) / 1e6:.2f} M parameters"
+    if job.config.recipe.tune != "all":
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        size += f", {trained / 1e6:.3f} M of them trained"
     channels, height, width = info.input_shape
     job.say(
-        f"{job.stage}: {job.model} ({params / 1e6:.2f} M parameters, {state.precision}: {state.precision_reason}) on "
+        f"{job.stage}: {job.model} ({size}, {state.precision}: {state.precision_reason}) on "
         f"{info.name} ({counts['train']:,} train, {counts['val']:,} val, {counts['test']:,} test images, "
         f"{channels}x{height}x{width}, {len(info.classes)} classes)"
     )

@@ -26,6 +26,7 @@ from effvit_train.errors import UserError, did_you_mean
 from effvit_train.keys import AugmentStream, stream_key
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.surgery import Operation, apply, recorded_operations
+from effvit_train.models.tuning import merge
 from effvit_train.parts import Gradients, Step, Term
 from effvit_train.taps import Taps
 
@@ -116,6 +117,11 @@ class VisionModule(pl.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of the shipped weights for normalised images (B, C, H, W)."""
         return self.shipped(images)
+
+    def settle(self) -> None:
+        """The training is over: low-rank layers become part of the layers that they stand beside."""
+        for model in (self.model, self.shipped):
+            merge(model)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) to what the model sees."""

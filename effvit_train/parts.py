@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MIXES_SAMPLES = "mixes samples"
 READS_TRAINING_DATA = "reads the training data"
 UNDECLARED_DATA = "has learnt from data that nobody declared"
+FREEZES_WEIGHTS = "trains few of the weights"
 CHANGES_GRADIENTS = "changes the gradients after they were computed"
 
 
@@ -253,6 +254,13 @@ RECIPE_PARTS: tuple[Part, ...] = (
         active=lambda config: config.recipe.clip_grad is not None,
         does=frozenset({CHANGES_GRADIENTS}),
         switch_off=lambda config: setattr(config.recipe, "clip_grad", None),
+    ),
+    Part(
+        name="frozen weights",
+        key="recipe.tune",
+        active=lambda config: config.recipe.tune != "all",
+        does=frozenset({FREEZES_WEIGHTS}),
+        instead="recipe.tune=all",
     ),
 )
 

@@ -79,6 +79,7 @@ def test_wherever_it_is_stopped(hook, count, position, whole, tmp_path, monkeypa
         ("compress=distill", "compress.distill.trained.max_epochs=1", "compress.distill.trained.min_steps=1"),
         ("recipe.optimizer=sgd", "recipe.schedule=constant"),
         ("trainer.limit_train_batches=5", "trainer.check_val_every_n_epoch=3"),
+        ("recipe.tune=lora", "recipe.lora_rank=4"),
     ],
 )
 def test_whatever_is_trained(arguments, tmp_path, monkeypatch, no_probe):

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
-from effvit_train.errors import UserError
+from effvit_train.errors import UserError, one_of
+
+STEMS = ("scattering",)
+POOLS = ("token", "avg", "map", "flat")
 
 
 @dataclass
@@ -18,6 +21,10 @@ class ModelConfig:
         weights: a file of weights to start from (safetensors, or a state dict that
             `torch.load(weights_only=True)` reads), or a run directory of ours.
         patch_size: pixels; `auto` follows the image size, null keeps timm's own.
+        stem: null, timm's own | scattering: fixed wavelets instead of learnt patches, which need no data and
+            so no privacy; patches are then of 2, 4, 8, ... pixels (docs/privacy.md).
+        pool: what the classifier sees: null, timm's own | token | avg | map | flat: every token, each with
+            weights of its own.
         drop_rate: dropout before the classifier (timm's `drop_rate`).
         drop_path_rate: stochastic depth (timm's `drop_path_rate`).
         pos_std: standard deviation of a learned position embedding at initialisation; null keeps
@@ -30,6 +37,8 @@ class ModelConfig:
     pretrained: bool = False
     weights: Optional[str] = None
     patch_size: Optional[Union[int, str]] = "auto"
+    stem: Optional[str] = None
+    pool: Optional[str] = None
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     pos_std: Optional[float] = None
@@ -43,6 +52,10 @@ class ModelConfig:
                 "must be a positive whole number of pixels, auto or null",
                 key="model.patch_size", value=patch, remedy="e.g. model.patch_size=4",
             )  # fmt: skip
+        if self.stem is not None:
+            one_of("model.stem", self.stem, STEMS)
+        if self.pool is not None:
+            one_of("model.pool", self.pool, POOLS)
         for key in ("drop_rate", "drop_path_rate"):
             value = getattr(self, key)
             if not 0.0 <= value < 1.0:

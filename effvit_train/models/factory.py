@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
-import timm
 import torch
 from torch import nn
 
@@ -17,6 +16,7 @@ from effvit_train.errors import UserError
 from effvit_train.files import atomic_path
 from effvit_train.models import weights
 from effvit_train.models.config import ModelConfig
+from effvit_train.models.make import is_ours, make
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.resolve import resolve
 from effvit_train.models.surgery import rebuild
@@ -32,7 +32,7 @@ def build(record: ArchitectureRecord, *, device: torch.device | str | None = Non
 
     Raises `ValueError` for a cut that this version does not know, or that does not fit the model.
     """
-    model = timm.create_model(record.name, **record.kwargs)
+    model = make(record.name, record.kwargs)
     rebuild(model, record.cuts)
     return model if device is None else model.to(device)
 
@@ -57,8 +57,9 @@ def create(
     if config.weights:
         path = Path(config.weights).expanduser()
         cut = _cut_run(record, path)
-        if cut is not None:
-            return weights.of_cut_model(cut, path, build, say=say), cut
+        if cut is not None or is_ours(record.kwargs):
+            same = cut or record
+            return weights.of_same_model(same, path, build, say=say), same
         return weights.from_file(record, path, build, say=say), record
     model = build(record)
     positions = getattr(model, "pos_embed", None)

@@ -22,6 +22,7 @@ from torch import nn
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.models.config import ModelConfig
 from effvit_train.models.geometry import Geometry, auto_patch, auto_window, divisors
+from effvit_train.models.make import FLAT, Unsuitable, make
 from effvit_train.models.record import ArchitectureRecord
 
 # Keyword arguments of `timm.create_model` that belong to another key, or would read files.
@@ -32,6 +33,9 @@ _ELSEWHERE = {
     "patch_size": "model.patch_size",
     "drop_rate": "model.drop_rate",
     "drop_path_rate": "model.drop_path_rate",
+    "stem": "model.stem",
+    "global_pool": "model.pool",
+    "embed_layer": "model.stem",
     "pretrained": "model.pretrained",
     "pretrained_cfg": "model.weights",
     "pretrained_cfg_overlay": "model.weights",
@@ -41,6 +45,7 @@ _ELSEWHERE = {
     "device": "trainer.accelerator",
     "dtype": "trainer.precision",
 }
+_OURS = {"global_pool": "pool"}
 _REFUSED = re.compile(r"(?:unexpected keyword argument|multiple values for keyword argument) '(\w+)'")
 
 
@@ -61,8 +66,12 @@ def resolve(
     channels, height, width = input_shape
     kwargs = {"num_classes": len(classes), "in_chans": channels} | _plain_args(config.args)
     kwargs |= {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    if config.pool is not None:
+        kwargs["global_pool"] = "" if config.pool == FLAT else config.pool
     native, kwargs = _build_native(config, kwargs)
     geometry = _geometry(native)
+    ours = {"stem": config.stem, "global_pool": config.pool}
+    kwargs |= {key: value for key, value in ours.items() if value is not None}
     size = math.gcd(height, width)
     kwargs["img_size"] = height if height == width else [height, width]
     record: dict[str, Any] | None = None
@@ -127,7 +136,7 @@ def meta_build(name: str, kwargs: dict[str, Any]) -> nn.Module:
     """Build on the meta device: shapes without memory and without drawing random numbers."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         warnings.simplefilter("ignore")
-        return timm.create_model(name, **kwargs).eval()
+        return make(name, kwargs).eval()
 
 
 def _build_native(config: ModelConfig, kwargs: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -154,7 +163,7 @@ def _refused(error: TypeError, kwargs: dict[str, Any]) -> str | None:
 
 
 def _no_such_argument(config: ModelConfig, name: str, kwargs: dict[str, Any]) -> UserError:
-    key = f"model.args.{name}" if name in config.args else f"model.{name}"
+    key = f"model.args.{name}" if name in config.args else f"model.{_OURS.get(name, name)}"
     try:
         plain = {k: v for k, v in kwargs.items() if k in ("num_classes", "in_chans")}
         taken = list(inspect.signature(type(meta_build(config.name, plain)).__init__).parameters)
@@ -163,7 +172,7 @@ def _no_such_argument(config: ModelConfig, name: str, kwargs: dict[str, Any]) ->
     if name in config.args:
         remedy = did_you_mean(name, taken) or f"leave it out: '~{key}'"
     else:
-        remedy = f"leave {key} at 0"
+        remedy = f"leave {key} at {'null' if name in _OURS else 0}"
     return UserError(f"{config.name} takes no such argument", key=key, value=kwargs[name], remedy=remedy)
 
 
@@ -222,6 +231,8 @@ def _patch_candidates(config: ModelConfig, geometry: Geometry, size: int) -> lis
             f"no patch divides images of {size} pixels into a reasonable number of tokens",
             key="model.patch_size", value="auto", remedy=f"e.g. dataset.image_size={near}",
         )  # fmt: skip
+    if config.stem is not None:  # a power of two
+        return [2 ** max(1, int(math.log2(patch)))]
     smaller = [d for d in divisors(size) if d < patch]
     return [patch, *smaller[-1:], None]
 
@@ -240,6 +251,11 @@ def _try(
         model = None
         try:
             model = meta_build(config.name, kwargs)
+        except Unsuitable as error:
+            raise UserError(
+                str(error), key=error.key, value=getattr(config, error.key.removeprefix("model.")),
+                remedy=f"another model.patch_size or dataset.image_size, or leave {error.key} out",
+            ) from None  # fmt: skip
         except TypeError as error:
             refused = _refused(error, kwargs)
             if refused == "patch_size" and explicit:

@@ -224,6 +224,9 @@ def _read_vit(structure: Structure, model: Any) -> None:
     for name in ("head", "head_dist"):
         if isinstance(getattr(model, name, None), nn.Linear):
             _describe(structure, model, "", name, 1, own, bias=False)
+    if type(model.head) is nn.Sequential:  # sees every token
+        tokens = model.head[1].in_features // model.embed_dim
+        _describe(structure, model.head, "head", "1", 1, ((tokens, embed),), bias=False)
     last = "fc_norm" if not isinstance(model.fc_norm, nn.Identity) else "norm"
     if not isinstance(model.get_submodule(last), nn.Identity):
         taps.append(Tap(last, True, own))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from effvit_train.errors import UserError
+from effvit_train.models.make import is_ours
 from effvit_train.models.record import ArchitectureRecord
 
 Build = Callable[[ArchitectureRecord], nn.Module]
@@ -41,8 +42,8 @@ def from_file(record: ArchitectureRecord, path: Path, build: Build, *, say: Say 
     return _fill(record, state, build, source=str(path), say=say)
 
 
-def of_cut_model(record: ArchitectureRecord, path: Path, build: Build, *, say: Say = print) -> nn.Module:
-    """Build the cut model of `record` with the weights of the run that it was cut in.
+def of_same_model(record: ArchitectureRecord, path: Path, build: Build, *, say: Say = print) -> nn.Module:
+    """Build the model of `record`, which was cut or has parts of ours, with the weights of the very same model.
 
     Another number of classes gets a new head. Whatever else does not match is a `UserError`.
     """
@@ -53,8 +54,8 @@ def of_cut_model(record: ArchitectureRecord, path: Path, build: Build, *, say: S
     other = [key for key in own if key not in state or state[key].shape != own[key].shape]
     if [key for key in other if not key.startswith(heads)] or set(state) - set(own):
         raise UserError(
-            f"does not fit its own model.json: {_difference(state, own)}", key="model.weights", value=path,
-            remedy="give the directory of a finished run",
+            f"does not fit the model: {_difference(state, own)}", key="model.weights", value=path,
+            remedy="give the directory of a finished run with the same model",
         )  # fmt: skip
     if other:
         say(f"model.weights: other classes in {path}: new head")
@@ -64,6 +65,11 @@ def of_cut_model(record: ArchitectureRecord, path: Path, build: Build, *, say: S
 
 def pretrained(record: ArchitectureRecord, build: Build, *, say: Say = print) -> nn.Module:
     """Build the model of `record` with timm's published weights, from its cache or the hub."""
+    if is_ours(record.kwargs):
+        raise UserError(
+            "cannot be combined with model.stem or model.pool=flat, which timm's weights know nothing of",
+            key="model.pretrained", value=True, remedy="model.stem=null model.pool=null, or model.weights=RUN_DIR",
+        )  # fmt: skip
     cfg = timm.get_pretrained_cfg(record.name)
     if cfg is None or not cfg.has_weights:
         others = timm.list_pretrained(f"{record.name.partition('.')[0]}*")[:1]

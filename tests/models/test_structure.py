@@ -36,6 +36,7 @@ from effvit_train.compress.prune.plan import operations_of, record_of
 from effvit_train.compress.prune.solver import Plan
 from effvit_train.errors import UserError
 from effvit_train.models.factory import build, embed_width, inspect_model, load_model, save_model
+from effvit_train.models.make import make as make_architecture
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.structure import Structure, read_structure
 from effvit_train.models.surgery import CUT, Operation, Scale, apply, cut_group, rebuild, recorded_operations
@@ -155,6 +156,21 @@ def test_less_common_vits_are_cut_like_masked_ones(vit, kind):
     if not offered & set(kinds):
         return
     cut, masked = cut_like_masked(dense, kinds)
+    with torch.no_grad():
+        assert torch.allclose(cut(images()), masked(images()), rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(cut(images()), dense(images()), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [*ALL, "all"])
+def test_a_fixed_stem_and_a_head_of_all_tokens_are_cut_like_masked_ones(kind):
+    torch.manual_seed(0)
+    ours = {"stem": "scattering", "global_pool": "flat", "class_token": False}
+    dense = make_architecture("vit_tiny_patch16_224", {**SMALL, **ours}).double().eval()
+    with torch.no_grad():
+        for parameter in dense.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    assert {group.kind for group in read_structure(dense).groups.values()} | {"blocks"} == set(ALL)
+    cut, masked = cut_like_masked(dense, ALL if kind == "all" else (kind,))
     with torch.no_grad():
         assert torch.allclose(cut(images()), masked(images()), rtol=1e-9, atol=1e-9)
         assert not torch.allclose(cut(images()), dense(images()), atol=1e-3)

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from effvit_train.models.make import make
 
 Losses = Callable[[Any], Tensor]
 
@@ -119,6 +120,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "registers": ("vit_tiny_patch16_224", {**_VIT, "reg_tokens": 3, "pre_norm": True}),
     "average": ("vit_tiny_patch16_224", {**_VIT, "class_token": False, "global_pool": "avg"}),
     "map": ("vit_tiny_patch16_224", {**_VIT, "class_token": False, "global_pool": "map"}),
+    "scattering": ("vit_tiny_patch16_224", {**_VIT, "stem": "scattering"}),
+    "flat": ("vit_tiny_patch16_224", {**_VIT, "class_token": False, "global_pool": "flat"}),
     "plain_position": ("vit_tiny_patch16_224", {**_VIT, "no_embed_class": True}),
     "no_position": ("vit_tiny_patch16_224", {**_VIT, "pos_embed": "none"}),
     "deit": ("deit_tiny_distilled_patch16_224", _VIT),
@@ -132,7 +135,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 def make_model(kind: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     name, kwargs = MODELS[kind]
     torch.manual_seed(3)
-    model = MlpMixer(**kwargs) if kind == "mixer" else timm.create_model(name, **kwargs)
+    model = MlpMixer(**kwargs) if kind == "mixer" else make(name, kwargs)
     shake(model)
     if kind == "deit":
         model.set_distilled_training(True)

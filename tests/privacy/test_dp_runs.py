@@ -15,6 +15,7 @@ from driving import SMALL, curves, exit_code, interrupted_run, run_in
 from torch import nn
 
 from effvit_train import checkpoint_file, cli
+from effvit_train.finished import open_finished
 from effvit_train.privacy.config import ENGINES
 from effvit_train.privacy.dp_sgd import callback
 from effvit_train.privacy.dp_sgd.accounting import epsilon
@@ -226,6 +227,10 @@ VARIANTS = {
         "compress.prune.end=0.7", "compress.prune.cuts=2", "compress.prune.round_to=2", "model.args.depth=2",
         "model.args.embed_dim=32",
     ),
+    "few weights, half the digits": (
+        "recipe.tune=lora", "recipe.lora_rank=4", "recipe.ema=0.9", "model.stem=scattering", "model.pool=flat",
+        "trainer.precision=bf16-mixed",
+    ),
 }  # fmt: skip
 
 
@@ -242,6 +247,30 @@ def test_stopped_and_resumed_runs_are_the_same_and_spend_the_same(tmp_path, monk
         run_in(tmp_path, monkeypatch, f"resume={stopped}")
         assert result(stopped) == whole, (hook, count)
         assert spent(stopped) == spent(tmp_path / "whole")
+
+
+def test_few_weights_are_trained_and_a_whole_model_ships(tmp_path, monkeypatch, capsys):
+    run_in(tmp_path, monkeypatch, *QUICK, "run_dir=start")
+    for what in ("lora", "bias", "head"):
+        typed = f"recipe.tune={what}", "recipe.lora_rank=4", "model.weights=start", f"run_dir={what}"
+        run_in(tmp_path, monkeypatch, *QUICK, *typed)
+    start, runs = tmp_path / "start", [tmp_path / what for what in ("lora", "bias", "head")]
+    assert "of them trained" in capsys.readouterr().out
+    before = safetensors.torch.load_file(start / "model.safetensors")
+    changed = []
+    for run in runs:
+        after = safetensors.torch.load_file(run / "model.safetensors")
+        assert after.keys() == before.keys()
+        changed.append({name for name in after if not torch.equal(after[name], before[name])})
+        assert spent(run) == pytest.approx(2 * spent(start))
+        logits = np.load(run / "predictions.npz")["logits"]
+        data = open_finished(run, print).data
+        module = open_finished(run, print).module()
+        found = torch.cat([module.model(module.normalise(b.images)) for b in data.test_dataloader()]).detach()
+        assert np.allclose(found.numpy(), logits, atol=1e-5)
+    head = {"head.weight", "head.bias"}
+    layers = {f"blocks.0.{layer}.weight" for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    assert changed == [head | layers, head | {name for name in before if name.endswith("bias")}, head]
 
 
 def test_another_secret_gives_other_batches_and_noise(tmp_path, monkeypatch):
@@ -431,6 +460,8 @@ REFUSED = {
     "next to no noise": (["privacy.noise_multiplier=0.001"], "privacy.noise_multiplier=0.001: is too little"),
     "no epsilon": (["privacy.epsilon=0"], "privacy.epsilon=0.0: must be positive"),
     "no delta": (["privacy.delta=little"], "privacy.delta=little: must be auto or a number"),
+    "cuts beside frozen weights": (["recipe.tune=head", "compress=prune"],
+                                   "recipe.tune=head: cannot be combined with compress=prune, which cuts away"),
     "an engine": (["privacy.engine=magic"], "privacy.engine=magic: must be one of bookkeeping"),
     "too little": (["privacy.noise_multiplier=0.5", "privacy.max_epsilon=0.01"],
                    "privacy.max_epsilon=0.01: a single step spends"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from effvit_train.compress.prune.config import PruneConfig, TargetConfig
 from effvit_train.config import Config
 from effvit_train.errors import UserError
-from effvit_train.parts import READS_TRAINING_DATA, Attachment, Context, Part
+from effvit_train.parts import FREEZES_WEIGHTS, READS_TRAINING_DATA, Attachment, Context, Part
 
 __all__ = ["FEATURES", "PART", "PruneConfig", "TargetConfig", "attach"]
 
@@ -17,6 +17,7 @@ PART = Part(
     key="compress",
     active=lambda config: "prune" in config.compress,
     schema=PruneConfig,
+    refuses={FREEZES_WEIGHTS: "cuts away what all that is left has to make up for"},
 )
 
 
