@@ -24,6 +24,7 @@ from effvit_train.config import Config
 from effvit_train.errors import UserError, did_you_mean, first_line
 from effvit_train.models.config import ModelConfig
 from effvit_train.parts import check_composition
+from effvit_train.privacy.config import PrivacyConfig
 from effvit_train.runs import RunDir
 from effvit_train.techniques import all_parts, techniques
 
@@ -99,6 +100,7 @@ def load(
     config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     if not stored and architecture_replaced(config, typed):
         _replace_architecture(config, typed)
+    _leave_out_privacy(config, typed)
     _convert_techniques(config)
     for section in (
         config.model, config.dataset, config.recipe, config.trainer, config.logger, config.audit, config.privacy,
@@ -317,10 +319,16 @@ def _replace_architecture(config: Config, typed: set[str]) -> None:
     config.model.args = {
         name: value for name, value in config.model.args.items() if f"model.args.{name}" in typed
     }
-    if "model.patch_size" not in typed:
-        config.model.patch_size = None
-    if "model.pos_std" not in typed:
-        config.model.pos_std = None
+    for key in ("patch_size", "pos_std", "stem", "pool"):
+        if f"model.{key}" not in typed:
+            setattr(config.model, key, None)
+
+
+def _leave_out_privacy(config: Config, typed: set[str]) -> None:
+    """`privacy=none` is the last word on what an experiment says about privacy; what was typed stays."""
+    if not config.privacy.on and "privacy" in typed:
+        given = {k: v for k, v in vars(config.privacy).items() if f"privacy.{k}" in typed}
+        config.privacy = PrivacyConfig(**given)
 
 
 def _run_name(*, _root_: DictConfig) -> str:

@@ -31,7 +31,7 @@ def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
     plain = _kept(card, without=("compress",))
     active = as_list(card.run.get("compress"))
     if is_private(card) and baseline.card is None:
-        open_ = _kept(card, without=("compress", "privacy"))
+        open_ = [*_kept(card, without=("compress", "privacy")), "privacy=none"]
         return [(_line(program(), open_), "the same run without privacy: the baseline to judge this one by")]
     if is_private(card):
         return [(_line("effvit report", [run_dir, str(baseline.run_dir)]), "both cards again")]

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from effvit_train.compose import GROUPS, conf_dir, explain, group_options, load, register
 from effvit_train.errors import UserError
+from effvit_train.privacy.config import PrivacyConfig
 
 
 def composed(*overrides: str):
@@ -62,6 +63,20 @@ def test_a_model_name_replaces_the_groups_arguments_but_not_those_typed():
     assert config.model.args == {"depth": 2}
     assert config.model.patch_size is None
     assert composed("model.name=vit_small_patch16_224", "model.patch_size=4").model.patch_size == 4
+
+
+def test_a_model_name_replaces_a_stem_and_a_head_of_ours_too():
+    group = composed("model=vit_scatter").model
+    assert (group.stem, group.pool) == ("scattering", "flat")
+    other = composed("model=vit_scatter", "model.name=vit_small_patch16_224", "model.pool=avg").model
+    assert (other.stem, other.pool) == (None, "avg")
+
+
+def test_an_experiment_without_privacy_is_what_privacy_none_says():
+    assert composed("experiment=dp_fashion_mnist").privacy.epsilon == 3.0
+    assert composed("experiment=dp_fashion_mnist", "privacy=none").privacy == PrivacyConfig()
+    line = refused("experiment=dp_fashion_mnist", "privacy=none", "privacy.epsilon=2")
+    assert line.startswith("privacy.epsilon=2.0: has no effect without differential privacy")
 
 
 CASES = [

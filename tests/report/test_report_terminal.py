@@ -78,6 +78,10 @@ def test_table_takes_keys_and_markup_it_does_not_know(tmp_path, run):
             "python train.py compress=distill",
         ),
         ({"status": "interrupted", "run_dir": "runs/x/1"}, "python train.py resume=runs/x/1"),
+        (
+            {"privacy": "dp_sgd", "overrides": ["experiment=x", "privacy=dp_sgd", "privacy.epsilon=3"]},
+            "python train.py experiment=x privacy=none",
+        ),
     ],
 )
 def test_next_command(tmp_path, run, facts, first):
