@@ -1,7 +1,6 @@
 """The card: what a model is worth and what it costs, one number per key, measured or null.
 
-`MEASURES` is the one table of keys: unit, which way is better, definition, reference. Reports and
-documentation are generated from it.
+`measures.MEASURES` is the one table of keys.
 """
 
 from __future__ import annotations
@@ -10,109 +9,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from effvit_train.errors import UserError
 from effvit_train.files import read_json, write_json
+from effvit_train.measures import MEASURES, Measure
+
+__all__ = ["MEASURES", "Card", "Measure", "Measured"]
 
 SCHEMA = 1
-Better = Literal["higher", "lower"]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One row of the table of measures."""
-
-    unit: str
-    better: Better
-    label: str
-    definition: str
-    reference: str = ""
-
-
-MEASURES: dict[str, Measure] = {
-    "quality/accuracy": Measure(
-        "fraction", "higher", "Accuracy", "Share of test images whose most likely class is right."
-    ),
-    "quality/balanced_accuracy": Measure(
-        "fraction", "higher", "Balanced accuracy",
-        "Mean of the accuracy within each class that has test images.",
-    ),
-    "quality/top5": Measure(
-        "fraction", "higher", "Top-5 accuracy",
-        "Share of test images whose class is among the five most likely; null with five classes or fewer.",
-    ),
-    "quality/nll": Measure(
-        "nats", "lower", "Negative log-likelihood", "Mean over test images of -log p(true class)."
-    ),
-    "cost/params": Measure("parameters", "lower", "Parameters", "Parameters of the shipped model."),
-    "cost/macs": Measure(
-        "MACs/image", "lower", "MACs",
-        "Multiply-accumulates for one image, attention products included: what vision papers print as FLOPs.",
-        "Dosovitskiy et al. 2021; Touvron et al. 2021",
-    ),
-    "cost/flops": Measure(
-        "FLOPs/image", "lower", "FLOPs",
-        "2 x MACs plus the elementwise work of one image: one per addition, multiplication, comparison, root "
-        "or transcendental function of an element (softmax 5, LayerNorm 7, GELU 5 per element); moving data "
-        "is free.",
-    ),
-    "cost/latency_ms": Measure(
-        "ms", "lower", "Latency",
-        "Median time of one image, batch 1, after warm-up, in a fresh process; threads, precision and runs "
-        "are in the provenance.",
-    ),
-    "cost/latency_p95_ms": Measure("ms", "lower", "Latency p95", "95th percentile of the same times."),
-    "cost/throughput": Measure(
-        "images/s", "higher", "Throughput", "Images per second at the batch size in the provenance."
-    ),
-    "cost/memory_mb": Measure(
-        "MB", "lower", "Inference memory",
-        "Peak memory that the loaded model and the inference of one image add to a fresh process whose "
-        "libraries are loaded (resident set on a CPU, allocated memory on CUDA).",
-    ),
-    "cost/size_mb": Measure("MB", "lower", "File size", "Size of model.safetensors (1 MB = 10^6 bytes)."),
-    "cost/energy_j": Measure(
-        "J/image", "lower", "Energy",
-        "Energy of the device per image, in batches, from its hardware counter (NVML); null without one.",
-    ),
-    "cost/train_seconds": Measure(
-        "s", "lower", "Training time",
-        "Wall-clock seconds spent in fit, over all resumes; a teacher's own not counted.",
-    ),
-    "cost/eer": Measure(
-        "ratio", "lower", "Efficient error rate",
-        "Mean of four ratios to ViT-B/16 at 224 in 32 bits: parameters, bits per parameter, MACs (printed as "
-        "FLOPs there) and file size. Despite its name it holds no error: read it beside the accuracy.",
-        "Papa et al. 2023, arXiv 2309.02031",
-    ),
-    "privacy/epsilon": Measure(
-        "nats", "lower", "Privacy loss epsilon",
-        "Upper bound of the privacy loss at delta: of one image of the training split, zero-out adjacency, over this "
-        "training and those of its teachers and starting weights.",
-        "Abadi et al. 2016; Gopi et al. 2021; Mironov et al. 2019",
-    ),
-    "privacy/delta": Measure(
-        "probability", "lower", "Privacy delta", "Probability that epsilon does not bound: summed likewise."
-    ),
-    "privacy/epsilon_lower_bound": Measure(
-        "nats", "lower", "Epsilon at least",
-        "What canaries (mislabelled images, planted by coins) prove about this training with 95 % confidence: it is not "
-        "private for any smaller epsilon.",
-        "Steinke et al. 2023, arXiv 2305.08846",
-    ),
-    "privacy/mia_auc": Measure(
-        "AUC", "lower", "Membership attack",
-        "Area under the ROC curve of a threshold on the log-odds of the label, training images against test images; 0.5 "
-        "is chance.",
-        "Yeom et al. 2018; Carlini et al. 2022",
-    ),
-    "privacy/mia_tpr_at_1pct_fpr": Measure(
-        "fraction", "lower", "Members found at 1 %",
-        "Share of training images that the same attack recognises when 1 % of the test images are taken for them.",
-        "Carlini et al. 2022",
-    ),
-}  # fmt: skip
 
 
 @dataclass

@@ -25,6 +25,7 @@ COMMANDS = {
     "cache": "let a teacher judge the training images ahead of the runs that learn from it",
     "cost": "what any model would cost on this machine, without training it [--json]",
     "prune": "cut the model of a finished run, without training it [--target macs=0.5]",
+    "audit": "measure a finished run again, on all axes [audit=full]",
     "report": "render the cards of finished runs again [--out DIR]",
     "runs": "the runs below a directory: status, epochs, accuracy, age, how to resume [--json]",
 }
@@ -55,7 +56,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "=" in command:  # how Lightning starts the other processes of `effvit train trainer=ddp`
         train(arguments)
         return
-    actions = {"train": train, "cache": cache, "cost": cost, "prune": prune, "report": report, "runs": runs}
+    actions = {
+        "train": train,
+        "cache": cache,
+        "cost": cost,
+        "prune": prune,
+        "audit": audit,
+        "report": report,
+        "runs": runs,
+    }
     if command not in actions:
         hint = did_you_mean(command, COMMANDS) or "see effvit --help"
         _fail(UserError(f"unknown command '{command}' (there are {', '.join(COMMANDS)})", remedy=hint))
@@ -135,6 +144,32 @@ def prune(argv: Sequence[str]) -> None:
         from effvit_train import prune_command
 
         prune_command.prune(argv)
+
+    _guarded(action, [])
+
+
+def audit(argv: Sequence[str]) -> None:
+    """`effvit audit RUN_DIR [audit=full] [audit.KEY=VALUE ...]`: measures a finished run again."""
+    arguments = [argument for argument in argv if argument not in ("-h", "--help")]
+    if len(arguments) < len(argv) or not arguments or "=" in arguments[0]:
+        print(
+            "usage: effvit audit RUN_DIR [audit=quick|full] [audit.KEY=VALUE ...] [dataset.root=DIR]\n\n"
+            "Measures a finished run again and writes its card. An audit that was interrupted goes on. Examples:\n"
+            "  effvit audit runs/x/y audit=full\n"
+            "  effvit audit runs/x/y 'audit.parts=[corruptions]' audit.corrupted_images=null   # on all test images\n"
+            "  effvit audit runs/x/y 'audit.groups=[sender_id]' audit.ood=digits 'audit.ensemble=[runs/x/z]'"
+        )
+        sys.exit(0 if len(arguments) < len(argv) else 2)
+
+    def action() -> None:
+        from effvit_train.audit_command import audit_run
+        from effvit_train.signals import Interrupted, Stop
+
+        try:
+            audit_run(Path(arguments[0]), arguments[1:], Stop())
+        except Interrupted:
+            print("\ninterrupted; the same command goes on")
+            sys.exit(130)
 
     _guarded(action, [])
 

@@ -172,6 +172,14 @@ class LoggerConfig:
         one_of("logger.mode", self.mode, ("auto", "online", "offline"))
 
 
+# Parts of an audit beyond quality, cost and privacy (`axes.parts`).
+AXES = (
+    "calibration", "fairness", "spectral", "predictors", "ood", "corruptions", "transparency", "approximation",
+    "complexity", "adversarial",
+)  # fmt: skip
+FOREIGN = ("auto", "digits", "fashion_mnist", "cifar10", "synthetic", "image_folder")
+
+
 @dataclass
 class AuditConfig:
     """`audit.*`: what to measure after training. `quality/*` and `cost/*` are always measured.
@@ -187,6 +195,19 @@ class AuditConfig:
         shadow_models: an even number of models that are trained as this one is, on other halves of the
             attacked images: a stronger attack on members (RMIA), for as many trainings. 0 makes do without.
         shadow: this run is the shadow model of this number; set by the attack.
+        parts: axes to measure, of `AXES`, whatever the level; null = those of the level.
+        groups: columns of `dataset.labels_csv` to compare; the first one's figures are the card's. null = all with
+            few values.
+        min_cell: images that a group needs to be compared.
+        ood: a data set of other things (digits | fashion_mnist | cifar10 | synthetic | image_folder), which the model
+            should doubt; auto = digits, or synthetic for a model of digits.
+        ood_root: its directory.
+        mc_dropout: passes with dropout left on (Gal & Ghahramani 2016); 0 = none.
+        ensemble: finished runs whose probabilities are averaged with this one's (Lakshminarayanan et al. 2017).
+        corrupted_images: stratified test images for the corruptions; null = all.
+        attacked_images: the same for PGD and AutoAttack.
+        attack_epsilon: largest change of a pixel, of 1; null = 8/255 up to 84 px, 4/255 above.
+        explained_images: the same for explanations.
     """
 
     level: str = "quick"
@@ -197,6 +218,17 @@ class AuditConfig:
     canaries: int = 0
     shadow_models: int = 0
     shadow: Optional[int] = None
+    parts: Optional[list[str]] = None
+    groups: Optional[list[str]] = None
+    min_cell: int = 30
+    ood: Optional[str] = None
+    ood_root: Optional[str] = None
+    mc_dropout: int = 0
+    ensemble: list[str] = field(default_factory=list)
+    corrupted_images: Optional[int] = 1000
+    attacked_images: Optional[int] = 256
+    attack_epsilon: Optional[float] = None
+    explained_images: Optional[int] = 128
 
     def validate(self) -> None:
         """Raise `UserError` for a value that cannot be."""
@@ -215,6 +247,15 @@ class AuditConfig:
         one_of("audit.level", self.level, ("none", "quick", "full"))
         for key in ("latency_runs", "throughput_batch", "throughput_runs", "num_threads"):
             at_least(f"audit.{key}", getattr(self, key), 1)
+        for key in ("min_cell", "corrupted_images", "attacked_images", "explained_images"):
+            at_least(f"audit.{key}", getattr(self, key), 1)
+        at_least("audit.mc_dropout", self.mc_dropout, 0)
+        if self.attack_epsilon is not None:
+            between("audit.attack_epsilon", self.attack_epsilon, 0.0, 1.0, example="0.03")
+        if self.ood is not None:
+            one_of("audit.ood", self.ood, FOREIGN)
+        for name in self.parts or ():
+            one_of("audit.parts", name, AXES)
 
 
 @dataclass

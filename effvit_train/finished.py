@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from effvit_train.build import build_data
 from effvit_train.card import Card
@@ -50,21 +51,21 @@ class Finished:
         )
 
 
-def open_finished(path: Path, say: Callable[[str], None], *, data_root: str | None = None) -> Finished:
+def open_finished(path: Path, say: Callable[[str], None], *, overrides: Sequence[str] = ()) -> Finished:
     """Open a finished run.
 
     Args:
         path: its directory.
         say: prints one line.
-        data_root: where its data are now, if they have moved.
+        overrides: of what a resume may change, such as `dataset.root=DIR`, if its data have moved.
 
     Raises:
         UserError: it is not a finished run, or the data are not those that it was trained on.
     """
     run_dir = RunDir(Path(path).expanduser().resolve())
     card = Card.read(run_dir.card)
-    cfg, overrides = load_resumed(run_dir, [f"dataset.root={data_root}"] if data_root else [])
-    config = load(cfg, overrides, say, stored=True)
+    cfg, first = load_resumed(run_dir, list(overrides))
+    config = load(cfg, first, say, stored=True)
     record = ArchitectureRecord.read(run_dir.record)
     model = load_model(run_dir.path)
     data = build_data(config, AugmentStream(config.seed), say)
@@ -74,4 +75,21 @@ def open_finished(path: Path, say: Callable[[str], None], *, data_root: str | No
             f"the data are not those that {path} was trained on", key="dataset.root", value=config.dataset.root,
             remedy="give back the same files",
         )  # fmt: skip
-    return Finished(run_dir, config, overrides, card, record, model, data)
+    return Finished(run_dir, config, first, card, record, model, data)
+
+
+def open_model(path: str, *, like: ArchitectureRecord) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The model of a finished run, on the CPU, and what makes uint8 images into what it sees.
+
+    Raises:
+        UserError: it is no finished run, or its images or classes are not those of `like`.
+    """
+    run = RunDir(Path(path).expanduser())
+    record = ArchitectureRecord.read(run.record)
+    if (record.input_shape, record.classes) != (like.input_shape, like.classes):
+        raise UserError(
+            "takes other images or knows other classes", key="audit.ensemble", value=path,
+            remedy="give runs of the same data set",
+        )  # fmt: skip
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) * 255 for values in (record.mean, record.std))
+    return load_model(run.path), lambda images: (images.float() - mean) / std

@@ -16,6 +16,8 @@ from rich.console import Console
 from effvit_train.attacks import attack
 from effvit_train.audit.cost import measure_cost
 from effvit_train.audit.quality import measure_quality
+from effvit_train.axes.run import audit
+from effvit_train.axes.subject import Subject
 from effvit_train.build import Built, build, make_trainer
 from effvit_train.card import Card, Measured
 from effvit_train.checkpoint_file import Found, find
@@ -321,6 +323,12 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     )  # fmt: skip
     measured.merge(found)
     built.provenance["membership"] = told
+    subject = Subject(
+        built.module.shipped.eval(), built.module.record, built.module.normalise, built.data, job.config,
+        built.module.device, predictions.logits, predictions.labels, predictions.index, job.say,
+    )  # fmt: skip
+    found, built.provenance["audit"] = audit(subject, run_dir.path)
+    measured.merge(found)
     state.status = "done"
     card = _card(job, built, trainer, state, measured, conditions)
     card.write(run_dir.card)

@@ -52,7 +52,9 @@ def prune(argv: Sequence[str]) -> None:
     target = Path(options.out) if options.out else _default_out(source, settings)
     if not options.dry_run:
         _check_out(target)
-    run = open_finished(source, say, data_root=options.data_root)
+    run = open_finished(
+        source, say, overrides=[f"dataset.root={options.data_root}"] if options.data_root else []
+    )
     if run.config.privacy.on and settings.reads_data:
         raise UserError(
             "was trained with differential privacy, which looking at its training images again would undo",

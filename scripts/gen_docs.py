@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from effvit_train.card import MEASURES
+from effvit_train.axes.parts import PARTS
+from effvit_train.measures import MEASURES
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "measures.md"
 
@@ -16,7 +17,10 @@ def measures_markdown() -> str:
         "# Measures",
         "",
         "What the numbers of `card.json` mean. A measure that was not taken is `null` with a reason under",
-        "`missing`. Generated from `effvit_train/card.py` by `python scripts/gen_docs.py`: edit it there.",
+        "`missing`. Generated from `effvit_train/measures.py` by `python scripts/gen_docs.py`: edit it there.",
+        "",
+        "Taken: *always*, with `audit=quick` (the default of a training) or with `audit=full` (also later: `effvit audit RUN_DIR",
+        "audit=full`).",
     ]
     axis = ""
     for key, measure in MEASURES.items():
@@ -26,13 +30,23 @@ def measures_markdown() -> str:
                 "",
                 f"## {axis}",
                 "",
-                "| key | name | unit | better | definition |",
-                "|---|---|---|---|---|",
+                "| key | name | unit | better | taken | definition |",
+                "|---|---|---|---|---|---|",
             ]
         definition = measure.definition + (f" ({measure.reference})" if measure.reference else "")
-        cells = (f"`{key}`", measure.label, measure.unit, measure.better, definition)
+        cells = (f"`{key}`", measure.label, measure.unit, measure.better, _taken(key), definition)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _taken(key: str) -> str:
+    """At which level of the audit; what the training itself knows has none."""
+    if key.startswith(("quality/", "cost/")) or key in ("privacy/epsilon", "privacy/delta"):
+        return "always"
+    if key.startswith("privacy/"):
+        return "with `audit.canaries`" if "lower_bound" in key else "quick"
+    (part,) = (part for part in PARTS.values() if key in part.keys)
+    return "quick" if part.quick else "full"
 
 
 def main() -> int:

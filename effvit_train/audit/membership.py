@@ -19,7 +19,7 @@ from effvit_train.card import Measured
 from effvit_train.data.planting import Canaries
 
 BOUND = "privacy/epsilon_lower_bound"
-ATTACKED = ("privacy/mia_auc", "privacy/mia_tpr_at_1pct_fpr")
+ATTACKED = ("privacy/mia_auc", "privacy/mia_tpr_at_1pct_fpr", "privacy/mia_tpr_at_0.1pct_fpr")
 CONFIDENCE = 0.95
 FILE = "membership.json"  # in the run directory of a private run, for its owner alone
 
@@ -106,7 +106,7 @@ def measure_members(
                 "auc": auc(lira, members).value,
                 "tpr_at_1pct_fpr": tpr_at_fpr(lira, members).value,
             }
-    found = auc(scores, members), tpr_at_fpr(scores, members)
+    found = auc(scores, members), tpr_at_fpr(scores, members), tpr_at_fpr(scores, members, 0.001)
     values = {key: estimate.value for key, estimate in zip(ATTACKED, found, strict=True)}
     intervals = {key: [e.low, e.high] for key, e in zip(ATTACKED, found, strict=True)}
     return values, {"attack": name, **facts, "intervals": intervals}

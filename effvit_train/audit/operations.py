@@ -4,7 +4,8 @@ Convention. A multiply-accumulate (MAC) is one multiplication and one addition i
 product, a convolution or an attention product; the bias is not one. FLOPs are twice the MACs plus
 the elementwise work: each addition, subtraction, multiplication, division, comparison, square root
 and transcendental function of one element counts as one; the composite functions count what their
-definition needs (`_PER_ELEMENT`). Moving, reshaping and looking up data costs nothing.
+definition needs (`_PER_ELEMENT`). A complex number counts with its real arithmetic: a product of two is 4 MACs
+or 6 FLOPs, a sum 2 FLOPs. Moving, reshaping and looking up data costs nothing.
 
 Counted below autograd, where composite layers have come apart into ATen operators, so that any
 architecture is covered, attention products included whichever kernel computes them.
@@ -111,43 +112,46 @@ def count_operations(model: nn.Module, input_shape: tuple[int, int, int]) -> Ope
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _Counter() as counter:
+        with torch.no_grad(), OperationCounter() as counter:
             model(image)
     finally:
         model.train(training)
     return counter.operations
 
 
-class _Counter(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):
+    """Counts every operator that runs meanwhile, into `operations`; `count` is called for each."""
+
     def __init__(self) -> None:
         super().__init__()
         self.operations = Operations()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _atomic and func._overloadpacket not in _PRODUCTS:
+        if func not in _atomic and func._overloadpacket not in PRODUCTS:
             with self:  # under inference_mode some operators arrive whole: count what they consist of
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
             _atomic.add(func)
         output = func(*args, **kwargs)
-        self._count(func, args, kwargs, output)
+        self.count(func, args, kwargs, output)
         return output
 
-    def _count(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def count(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Add what one operator that does not come apart has computed."""
         counted = self.operations
         packet = func._overloadpacket
         name = packet.__name__.rstrip("_")
         out = output[0] if isinstance(output, (tuple, list)) and output else output
-        if packet in _PRODUCTS:
-            macs, elementwise = _PRODUCTS[packet](args, kwargs, out)
-            counted.macs += macs
-            counted.elementwise += elementwise
+        if packet in PRODUCTS:
+            macs, elementwise = PRODUCTS[packet](args, kwargs, out)
+            counted.macs += macs * (4 if out.is_complex() else 1)
+            counted.elementwise += elementwise * (2 if out.is_complex() else 1)
         elif not isinstance(out, Tensor) or name in _FREE:
             return
         elif name in _PER_ELEMENT:
-            counted.elementwise += _PER_ELEMENT[name] * out.numel()
+            counted.elementwise += (_complex(name, args) or _PER_ELEMENT[name]) * out.numel()
         elif name in _PER_INPUT and _tensors(args):
             counted.elementwise += _PER_INPUT[name] * _tensors(args)[0].numel()
         elif name in ("avg_pool2d", "max_pool2d_with_indices", "max_pool2d", "avg_pool1d"):
@@ -162,6 +166,16 @@ class _Counter(TorchDispatchMode):
 
 
 _atomic: set[Any] = set()  # operators that do not come apart
+
+
+def _complex(name: str, args: Any) -> int | None:
+    """Real FLOPs per element of complex arithmetic; None where there is none."""
+    kinds = [tensor.is_complex() for tensor in _tensors(args)]
+    if not any(kinds):
+        return None
+    if name in ("mul", "div") and all(kinds) and len(kinds) > 1:
+        return 6 if name == "mul" else 11  # times the conjugate, over the squared absolute value
+    return {"abs": 4}.get(name, 2 * _PER_ELEMENT[name])
 
 
 def _tensors(args: Any) -> list[Tensor]:
@@ -197,7 +211,7 @@ def _convolution(args: Any, kwargs: Any, out: Tensor) -> tuple[int, int]:
     return positions * per_position, 0 if bias is None else out.numel()
 
 
-def _attention(args: Any, kwargs: Any, out: Tensor) -> tuple[int, int]:
+def attention_work(args: Any, kwargs: Any, out: Tensor) -> tuple[int, int]:
     """Fused softmax(q k^T / sqrt d) v with q (B, H, N, D), k (B, H, M, D), v (B, H, M, E)."""
     query, key, value = args[:3]
     scores = math.prod(query.shape[:-1]) * key.shape[-2]
@@ -217,7 +231,7 @@ def _fft(name: str, args: Any, out: Tensor) -> int:
 
 
 _Rule = Callable[[Any, Any, Tensor], tuple[int, int]]
-_PRODUCTS: dict[Any, _Rule] = {}
+PRODUCTS: dict[Any, _Rule] = {}
 for _names, _rule in (
     (("mm", "bmm", "mv", "_int_mm"), _mm),
     (("addmm", "baddbmm", "addmv", "addbmm"), _addmm),
@@ -236,9 +250,9 @@ for _names, _rule in (
             "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
             "_scaled_dot_product_fused_attention_overrideable",
         ),
-        _attention,
+        attention_work,
     ),
 ):  # fmt: skip
     for _name in _names:
         if hasattr(aten, _name):
-            _PRODUCTS[getattr(aten, _name)] = _rule
+            PRODUCTS[getattr(aten, _name)] = _rule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from effvit_train.data.sampler import DrawnSampler, EvalSampler, Selection, Trai
 from effvit_train.data.shadows import as_shadow, attacked, membership
 from effvit_train.data.source import cores
 from effvit_train.data.splits import SPLITS
-from effvit_train.errors import UserError
+from effvit_train.errors import UserError, did_you_mean
 from effvit_train.keys import AugmentStream, stream_key
 from effvit_train.signals import ignore_in_worker
 
@@ -188,11 +188,29 @@ class DataModule(pl.LightningDataModule):
         """Sample ids of a split, ascending: the order of its evaluation."""
         return np.flatnonzero(self._prepared.split == SPLITS.index(split))
 
-    def groups(self, split: str) -> dict[str, list[str]]:
-        """Group column -> value of each sample, in the order of `indices(split)`."""
+    def groups(self, split: str, names: Sequence[str] | None = None) -> dict[str, list[str]]:
+        """Group column -> value of each sample, in the order of `indices(split)`.
+
+        Args:
+            split: of the data set.
+            names: of the columns; None takes those with few values.
+
+        Raises:
+            UserError: there is no such column.
+        """
         ids = self.indices(split).tolist()
         columns = self._prepared.columns
-        return {name: [columns[name][i] for i in ids] for name in self.info.groups}
+        for name in names or ():
+            if name not in columns:
+                there = (
+                    f"columns: {', '.join(columns)}" if columns else "the data set has no table with columns"
+                )
+                raise UserError(
+                    "is not a column of the table", key="audit.groups", value=name,
+                    remedy=did_you_mean(name, columns) or there,
+                )  # fmt: skip
+        wanted = self.info.groups if names is None else names
+        return {name: [columns[name][i] for i in ids] for name in wanted}
 
     def _workers(self, *, cheap: bool) -> int:
         if self._config.num_workers is not None:

@@ -48,8 +48,16 @@ def _axes(card: Card, comparison: Comparison) -> list[RenderableType]:
     labels = {key: fmt.measure_of(key).label for key in keys}
     width = max((len(label) for label in labels.values()), default=0)
     parts: list[RenderableType] = []
+    untouched: dict[str, list[str]] = {}  # reason -> axes of which nothing was measured
     for axis in dict.fromkeys(key.partition("/")[0] for key in keys):
         mine = [key for key in keys if key.partition("/")[0] == axis]
+        reasons: dict[str, list[str]] = {}
+        for key in mine:
+            if card.measures[key] is None:
+                reasons.setdefault(card.missing.get(key, "no reason given"), []).append(labels[key])
+        if len(reasons) == 1 and sum(map(len, reasons.values())) == len(mine) > 1:
+            untouched.setdefault(next(iter(reasons)), []).append(axis.capitalize())
+            continue
         table = Table.grid(padding=(0, 2))
         table.add_column(min_width=width, no_wrap=True)
         table.add_column(justify="right", min_width=14, no_wrap=True)
@@ -65,13 +73,14 @@ def _axes(card: Card, comparison: Comparison) -> list[RenderableType]:
         for key in mine:
             if card.measures[key] is not None:
                 table.add_row(*_row(key, card, comparison))
-            else:
-                absent.add_row(labels[key], Text(f"{fmt.NONE} {card.missing.get(key, 'no reason given')}"))
+        for reason, whose in reasons.items():
+            absent.add_row(whose[0] + ("" if len(whose) == 1 else " …"), Text(f"{fmt.NONE} {reason}"))
         parts.append(table)
         if absent.row_count:
             parts.append(absent)
         parts.append(Text(""))
-    return parts
+    parts += [Text(f"{', '.join(axes)}: {reason}", "dim") for reason, axes in untouched.items()]
+    return [*parts, Text("")] if untouched else parts
 
 
 def _row(key: str, card: Card, comparison: Comparison) -> list[RenderableType]:

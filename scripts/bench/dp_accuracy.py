@@ -30,7 +30,7 @@ ARMS: dict[str, list[str]] = {
     "wide": ["model.args.embed_dim=128"],
     "two blocks": ["model.args.depth=2"],
     "one view": ["dataset.augment.shift=2", "dataset.augment.hflip=true"],
-    "four views": ["dataset.augment.shift=2", "dataset.augment.hflip=true", "privacy.multiplicity=4"],
+    "two views": ["dataset.augment.shift=2", "dataset.augment.hflip=true", "privacy.multiplicity=2"],
     "automatic clipping": ["privacy.clipping=automatic"],
     "ordinary ViT": ["model=vit_micro"],
     # a teacher at epsilon 2 and a student at epsilon 1 spend 3 together

@@ -110,6 +110,14 @@ class Fourier(nn.Module):
         return torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[-2:])
 
 
+class Complex(nn.Module):
+    """8 x 8 complex numbers: squared as numbers, as a matrix, and added."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = torch.complex(x[0, 0], x[0, 1])
+        return torch.view_as_real(z * z + z @ z)
+
+
 # on one image of 2x8x8 = 128 numbers
 @pytest.mark.parametrize(
     ("layer", "flat", "macs", "elementwise"),
@@ -129,6 +137,7 @@ class Fourier(nn.Module):
         (nn.MaxPool2d(2), False, 0, 32 * 4),
         (nn.Flatten(), False, 0, 0),
         (nn.Dropout(0.5), False, 0, 0),
+        (Complex(), False, 4 * 8**3, (6 + 2) * 64),
         (Fourier(), False, 0, 2 * 2.5 * 128 * math.log2(64)),  # 2.5 N log2 N each way (real)
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),

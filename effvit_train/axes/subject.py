@@ -1,0 +1,67 @@
+"""A trained model and all that an audit may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from effvit_train.config import Config
+from effvit_train.data.datamodule import DataModule
+from effvit_train.models.record import ArchitectureRecord
+from effvit_train.predictions import predict
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass
+class Subject:
+    """A trained model and its public data: the test and the validation images.
+
+    Attributes:
+        model: what ships, in evaluation mode, on `device`.
+        record: its architecture.
+        normalise: uint8 images (B, C, H, W) to what it sees.
+        data: of its training.
+        config: of its training, with the audit's settings.
+        device: where it is.
+        logits: (N, K) of the test images.
+        labels: (N,).
+        ids: (N,) ascending.
+        say: prints one line.
+    """
+
+    model: nn.Module
+    record: ArchitectureRecord
+    normalise: Callable[[Tensor], Tensor]
+    data: DataModule
+    config: Config
+    device: torch.device
+    logits: Tensor
+    labels: Tensor
+    ids: Tensor
+    say: Callable[[str], None] = field(default=print, repr=False)
+
+    @cached_property
+    def validation(self) -> tuple[Tensor, Tensor] | None:
+        """Logits (M, K) and labels (M,) of the validation images; None where there are none."""
+        if not len(self.data.indices("val")):
+            return None
+        return predict(self.model, self.normalise, self.data.eval_dataloader("val"), self.device)[:2]
+
+    def images(self, ids: Ids) -> tuple[Tensor, Tensor]:
+        """uint8 images (n, C, H, W) and labels (n,) of these samples, on `device`."""
+        batches = list(self.data.loader_of(ids))
+        images, labels = (
+            torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels")
+        )
+        return images.to(self.device), labels.to(self.device)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of uint8 images (B, C, H, W)."""
+        return self.model(self.normalise(images.to(self.device)))
