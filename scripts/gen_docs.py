@@ -19,8 +19,8 @@ def measures_markdown() -> str:
         "What the numbers of `card.json` mean. A measure that was not taken is `null` with a reason under",
         "`missing`. Generated from `effvit_train/measures.py` by `python scripts/gen_docs.py`: edit it there.",
         "",
-        "Taken: *always*, with `audit=quick` (the default of a training) or with `audit=full` (also later: `effvit audit RUN_DIR",
-        "audit=full`).",
+        "Taken: *always*, with `audit=quick` (the default of a training) or with `audit=full` (also later:",
+        "`effvit audit RUN_DIR audit=full`).",
     ]
     axis = ""
     for key, measure in MEASURES.items():
