@@ -2,8 +2,9 @@
 
 AutoAttack (Croce & Hein 2020, arXiv 2003.01690) in its standard version for L-infinity: APGD on the cross-entropy,
 APGD on the targeted difference of logits ratio, targeted FAB, and Square; each attacks what the ones before have
-left standing. It is written here (`gradient`, `fab`, `square`) because its packages need at least four classes,
-draw from the global generator by position in the batch, and are not kept; the figures agree with theirs.
+left standing. It is written here (`gradient`, `fab`, `square`): the authors' package ends in an error below four
+classes, draws from the global generator by an image's place in its batch, and brings 45 MB of example weights. Its
+figures are the same (tests/audit/robustness).
 
 Targeted attacks aim at the nine classes that come next after the label, or at all others where there are fewer; what
 stands in for the targeted loss with two or three classes is told in `gradient.targeted_dlr`.
@@ -25,7 +26,7 @@ from effvit_train.audit.robustness.victim import Logits, attacked, device_of, in
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 ATTACKS = ("pgd", *AUTOATTACK)
 
-_ROUNDING = 1e-6  # of differences of numbers in 0..1: a hundredth of the smallest budget's hundredth
+_ROUNDING = 1e-6  # of differences of numbers in 0..1; a budget of 4/255 is 0.0157
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from effvit_train.audit.robustness.pixels import (
     to_unit,
     uniform,
     zoom,
-)  # fmt: skip
+)
 from effvit_train.audit.robustness.scale import Scale, Table
 
 # radius of the disc and sigma of the Gaussian that softens it, px

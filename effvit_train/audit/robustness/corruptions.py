@@ -70,7 +70,7 @@ def corrupt(
             f"images are {images.dtype} {tuple(images.shape)}, not uint8 (C, H, W) or (B, C, H, W)"
         )
     Scale.of(*images.shape[-2:])
-    numbers = [ids] if isinstance(ids, int) else [int(one) for one in ids]
+    numbers = [int(one) for one in np.atleast_1d(ids.cpu() if isinstance(ids, Tensor) else ids)]
     batch = images.detach().cpu().numpy().reshape(-1, *images.shape[-3:])
     if len(numbers) != len(batch):
         raise ValueError(f"{len(numbers)} ids for {len(batch)} images")

@@ -21,7 +21,7 @@ from effvit_train.audit.robustness.pixels import (
     to_pixels,
     to_unit,
     uniform,
-)  # fmt: skip
+)
 from effvit_train.audit.robustness.scale import Scale, Table
 
 _CONTRAST: Table[float] = {

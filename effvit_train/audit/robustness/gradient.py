@@ -141,10 +141,10 @@ def apgd(
     """Auto-PGD: gradient ascent with momentum whose step size follows its success.
 
     Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks" (arXiv 2003.01690), algorithm 1, L-infinity. The step starts at 2 epsilon and is halved, and the ascent
-    taken up again at the best point, at a checkpoint since whose predecessor at most `DECAY` of the steps gained,
-    or neither the step size nor the best loss has changed. (The paper's condition is "less than"; its authors' code
-    has "at most".)
+    attacks" (arXiv 2003.01690), algorithm 1, L-infinity. The step starts at 2 epsilon. At a checkpoint it is halved,
+    and the ascent taken up again at the best point, where since the last one at most `DECAY` of the steps gained, or
+    neither the step size nor the best loss has changed. (In the paper it is "less than `DECAY`", in its authors' code
+    "at most".)
 
     Args:
         logits, images, labels: see above.

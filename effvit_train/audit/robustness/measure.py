@@ -22,7 +22,7 @@ from effvit_train.audit.robustness.adversarial import (
     default_budget,
     stands,
     withstands,
-)  # fmt: skip
+)
 from effvit_train.audit.robustness.corruptions import KINDS, corrupt
 from effvit_train.audit.robustness.scale import SEVERITIES, Scale
 from effvit_train.audit.robustness.victim import wrong

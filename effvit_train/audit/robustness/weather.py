@@ -20,7 +20,7 @@ from effvit_train.audit.robustness.pixels import (
     to_unit,
     uniform,
     zoom,
-)  # fmt: skip
+)
 from effvit_train.audit.robustness.scale import Scale, Table
 
 # mean and deviation of the flakes' brightness; enlargement; threshold; radius and sigma of their fall, px;
