@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from driving import SMALL, exit_code, interrupted_run, run_in
+from torch import nn
 
 from effvit_train.audit.membership import ATTACKED, Shadows, measure_canaries, measure_members
 from effvit_train.data.config import DatasetConfig
@@ -110,6 +111,28 @@ def test_members_that_are_known_better_are_told_apart():
     logits[100:] = 0
     values, _ = measure_members(logits, labels, inside)
     assert values == dict.fromkeys(ATTACKED, 1.0)
+
+
+def test_a_model_that_knows_its_images_by_heart_is_found_out_and_one_that_never_saw_them_is_not():
+    generator = torch.Generator().manual_seed(4)
+    images, labels = torch.randn(400, 20, generator=generator), torch.randint(4, (400,), generator=generator)
+    inside = np.repeat([True, False], 200)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 256), nn.ReLU(), nn.Linear(256, 4))
+    stranger, facts = measure_members(model(images).detach(), labels, inside)
+    low, high = facts["intervals"]["privacy/mia_auc"]
+    assert low < 0.5 < high
+    assert (
+        abs(stranger["privacy/mia_auc"] - 0.5) < 0.06
+    )  # three standard deviations of 200 against 200 would be 0.09
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(200):  # labels are random: there is nothing to learn but the images
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images[:200]), labels[:200]).backward()
+        optimizer.step()
+    values, facts = measure_members(model(images).detach(), labels, inside)
+    assert values["privacy/mia_auc"] > 0.9
+    assert facts["intervals"]["privacy/mia_auc"][0] > 0.9
 
 
 def test_shadow_models_tell_hard_images_from_foreign_ones():
