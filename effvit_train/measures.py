@@ -102,24 +102,24 @@ MEASURES: dict[str, Measure] = {
         "Croce & Hein 2020, arXiv 2003.01690",
     ),
     "calibration/ece": Measure(
-        "fraction", "lower", "Calibration error",
+        "fraction", "lower", "Calibration error (ECE)",
         "By how much confidence and accuracy differ: in each of 15 equally wide bins of the largest probability, "
         "weighted by the images in them. Chance alone makes it positive; the provenance says how much.",
         "Guo et al. 2017, arXiv 1706.04599",
     ),
     "calibration/ece_equal_mass": Measure(
-        "fraction", "lower", "Calibration error, equal mass",
+        "fraction", "lower", "ECE, equal mass",
         "The same with 15 bins of equally many images; equally sure images share one.",
         "Nguyen & O'Connor 2015",
     ),
     "calibration/ece_scaled": Measure(
-        "fraction", "lower", "Calibration error, scaled",
+        "fraction", "lower", "ECE, scaled",
         "The first one after dividing the logits by the temperature that is best on validation images: what remains when "
         "confidence has been corrected for free. The temperature is in the provenance.",
         "Guo et al. 2017",
     ),
     "calibration/brier": Measure(
-        "squared probability", "lower", "Brier score",
+        "prob. squared", "lower", "Brier score",
         "Mean over test images of the squared errors of the probabilities, summed over the classes: 0 to 2, twice the usual "
         "score of two classes.",
         "Brier 1950",
@@ -154,7 +154,7 @@ MEASURES: dict[str, Measure] = {
         "Accuracy of the best group minus that of the worst. Chance alone makes it positive; the provenance says how much.",
     ),
     "fairness/reweighted_gap": Measure(
-        "fraction", "lower", "Accuracy gap, same classes",
+        "fraction", "lower", "Gap, same classes",
         "The same gap with every group's classes weighted as in all compared groups together, so that easy classes make "
         "no group look better; over the classes that all of them have, null if these are less than half of the images.",
     ),
@@ -183,13 +183,13 @@ MEASURES: dict[str, Measure] = {
         "Petsiuk et al. 2018",
     ),
     "transparency/perturbation_auc": Measure(
-        "difference of AUCs", "higher", "Token perturbation",
+        "AUC difference", "higher", "Token perturbation",
         "Share of predictions that stay while patch tokens are taken away, averaged from none to 90 %: least relevant "
         "first minus most relevant first. A random order gives 0. Null where no tokens can be taken away.",
         "Chefer et al. 2021",
     ),
     "transparency/randomised_similarity": Measure(
-        "rank correlation", "lower", "Similarity without weights",
+        "correlation", "lower", "Unlearnt similarity",
         "Mean Spearman correlation of an image's explanation with that of a copy of the model whose weights are "
         "shuffled; an explanation that stays the same (1) does not show what the model has learnt.",
         "Adebayo et al. 2018",
