@@ -66,7 +66,8 @@ MEASURES: dict[str, Measure] = {
     "cost/size_mb": Measure("MB", "lower", "File size", "Size of model.safetensors (1 MB = 10^6 bytes)."),
     "cost/energy_j": Measure(
         "J/image", "lower", "Energy",
-        "Energy of the device per image, in batches, from its hardware counter (NVML); null without one.",
+        "Energy of the device per image, in batches, from its hardware counter (NVML of a GPU, RAPL of processor packages); "
+        "null without one.",
     ),
     "cost/train_seconds": Measure(
         "s", "lower", "Training time",

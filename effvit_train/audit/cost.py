@@ -67,9 +67,10 @@ def measure_cost(
     measured.values["cost/size_mb"] = answer["size_bytes"] / 1e6
     measured.values["cost/eer"] = efficient_error_rate(answer)
     if answer["energy_j"] is None:
-        measured.missing["cost/energy_j"] = "no energy counter: needs an NVIDIA GPU with NVML and pynvml"
+        measured.missing["cost/energy_j"] = answer["energy"]
     else:
         measured.values["cost/energy_j"] = answer["energy_j"]
+        answer["conditions"]["energy"] = answer["energy"]
     conditions = answer["conditions"]
     if answer["uncounted"]:
         conditions["uncounted_operators"] = answer["uncounted"]

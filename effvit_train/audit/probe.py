@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import effvit_train  # noqa: F401  (makes torchvision importable for timm)
+from effvit_train.audit.machine import measure_energy
 from effvit_train.audit.operations import count_operations
 from effvit_train.models.factory import build, load_weights
 from effvit_train.models.record import ArchitectureRecord
@@ -72,7 +73,12 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         batch_times = _time(
             lambda: run(batch), request["throughput_runs"], THROUGHPUT_SECONDS, warmup=1, started=energy.start
         )
-        joules = energy.joules()
+        spent = energy.joules()
+        if device.type == "cuda":
+            how = "NVML" if spent is not None else "no energy counter: needs an NVIDIA GPU with NVML and pynvml"
+            joules = None if spent is None else spent / len(batch_times)
+        else:
+            joules, how = measure_energy(lambda: run(batch), seconds=0.5)
     operations = count_operations(model, record.input_shape)
     parameters = sum(p.numel() for p in model.parameters())
     bits = sum(p.numel() * p.element_size() * 8 for p in model.parameters()) / max(parameters, 1)
@@ -87,7 +93,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "latency_p95_ms": _percentile(times, 0.95) * 1e3,
         "throughput": batch_size / _median(batch_times),
         "memory_mb": memory_mb,
-        "energy_j": None if joules is None else joules / (batch_size * len(batch_times)),
+        "energy_j": None if joules is None else joules / batch_size,
+        "energy": how,
         "conditions": {
             "device": device.type,
             "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
