@@ -16,6 +16,7 @@ from effvit_train.audit.attack.figures import clopper_pearson
 from effvit_train.audit.uncertainty import Selective, doubt_of, unusable
 from effvit_train.card import Measured
 from effvit_train.keys import stream_key
+from effvit_train.proportions import Z95
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -27,7 +28,6 @@ BRIER, SCALED, AURC = "calibration/brier", "calibration/ece_scaled", "calibratio
 SELECTIVE = {"calibration/accuracy_at_80pct_coverage": 0.8, "calibration/accuracy_at_90pct_coverage": 0.9}
 KEYS = (ECE, EQUAL_MASS, BRIER, SCALED, AURC, *SELECTIVE)
 _REPLICATES = 500
-_Z95 = 1.959963984540054
 
 
 def measure_calibration(
@@ -237,7 +237,7 @@ def _of_mean(brier: Floats) -> list[float]:
     """95 % interval of the mean of the scores (N,), normal; the whole range for a single one."""
     if len(brier) < 2:
         return [0.0, 2.0]
-    mean, half = float(brier.mean()), _Z95 * float(brier.std(ddof=1)) / math.sqrt(len(brier))
+    mean, half = float(brier.mean()), Z95 * float(brier.std(ddof=1)) / math.sqrt(len(brier))
     return [max(0.0, mean - half), min(2.0, mean + half)]
 
 
@@ -302,7 +302,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> Temperature:
     p = special.softmax(b * z, axis=1)
     curvature = float(((p * z**2).sum(axis=1) - (p * z).sum(axis=1) ** 2).mean())
     half = (
-        _Z95 * float(slopes(log_b).std()) / (math.sqrt(len(z)) * curvature * b) if curvature > 0 else math.inf
+        Z95 * float(slopes(log_b).std()) / (math.sqrt(len(z)) * curvature * b) if curvature > 0 else math.inf
     )
     half = min(half, 700.0)  # its exponential is finite
     return Temperature(1 / b, math.exp(-half) / b, math.exp(half) / b, len(z))

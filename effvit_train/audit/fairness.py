@@ -12,6 +12,7 @@ from torch import Tensor
 
 from effvit_train.card import Measured
 from effvit_train.keys import stream_key
+from effvit_train.proportions import Z95, wilson
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -24,7 +25,6 @@ MIN_CELL = 30  # a 95 % interval of an accuracy of 0.9 is then 0.22 wide
 MIN_COMMON = 0.5  # share of the compared images whose classes all compared groups must have
 LISTED = 200  # groups in the provenance
 _PERMUTATIONS = 200
-_Z95 = 1.959963984540054
 
 
 def measure_fairness(
@@ -198,19 +198,16 @@ class _Result:
         }
 
 
-def wilson(right: Floats, total: Floats) -> tuple[Floats, Floats]:
-    """95 % score intervals of proportions, arrays of one shape (Wilson 1927); 0..1 where there are no trials."""
-    n, z2 = np.maximum(total, 1), _Z95**2
-    p = right / n
-    centre, half = (p + z2 / (2 * n)) / (1 + z2 / n), np.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
-    half = _Z95 * half / (1 + z2 / n)
-    low = np.where((right == 0) | (total == 0), 0.0, centre - half)
-    return low, np.where((right == total) | (total == 0), 1.0, centre + half)
+def _intervals(right: Floats, total: Floats) -> tuple[Floats, Floats]:
+    """95 % intervals of proportions, arrays of one shape; 0..1 where there are no trials."""
+    found = [wilson(int(r), int(n)) if n else (0.0, 1.0) for r, n in zip(right.flat, total.flat, strict=True)]
+    low, high = np.array(found).T
+    return low.reshape(right.shape), high.reshape(right.shape)
 
 
 def _group_facts(cells: _Cells, names: list[str], compared: Bools, result: _Result) -> dict[str, Any]:
     """Every group, the compared ones first, the worst on top; and the small ones together."""
-    low, high = wilson(cells.hits.sum(axis=1), cells.size)
+    low, high = _intervals(cells.hits.sum(axis=1), cells.size)
     of_class = _ratio(cells.hits.sum(axis=0), cells.count.sum(axis=0))
     expected = (cells.count * np.nan_to_num(of_class)).sum(axis=1) / cells.size
     spread = _reweighted_error(cells, compared, result)
@@ -223,7 +220,7 @@ def _group_facts(cells: _Cells, names: list[str], compared: Bools, result: _Resu
             "compared": bool(compared[g]),
         }  # fmt: skip
         if not np.isnan(result.reweighted[g]):
-            value, half = result.reweighted[g], _Z95 * spread[g]
+            value, half = result.reweighted[g], Z95 * spread[g]
             row["reweighted"] = _short(value)
             row["reweighted_interval"] = [_short(max(0.0, value - half)), _short(min(1.0, value + half))]
         rows.append(row)
@@ -231,7 +228,7 @@ def _group_facts(cells: _Cells, names: list[str], compared: Bools, result: _Resu
     facts: dict[str, Any] = {"groups": rows, "groups_not_listed": max(0, len(names) - LISTED)}
     if small.any():
         right, total = cells.hits[small].sum(keepdims=True)[0], cells.size[small].sum(keepdims=True)
-        low, high = wilson(right, total)
+        low, high = _intervals(right, total)
         facts["small_groups"] = {
             "groups": int(small.sum()), "images": int(total[0]), "accuracy": _short(right[0] / total[0]),
             "interval": [_short(low[0]), _short(high[0])],
@@ -250,7 +247,7 @@ def _class_facts(truth: Ints, guess: Ints, classes: Sequence[str], result: _Resu
     """One column per figure, one entry per class; None where a figure has no value."""
     count = np.bincount(truth, minlength=len(classes)).astype(np.float64)
     hits = np.bincount(truth[guess == truth], minlength=len(classes)).astype(np.float64)
-    low, high = wilson(hits, count)
+    low, high = _intervals(hits, count)
     columns = {
         "accuracy": _ratio(hits, count), "low": low, "high": high, PARITY.partition("/")[2]: result.parity,
         "true_positive_rate_difference": result.tpr, "false_positive_rate_difference": result.fpr,

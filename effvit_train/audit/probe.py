@@ -75,7 +75,9 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         )
         spent = energy.joules()
         if device.type == "cuda":
-            how = "NVML" if spent is not None else "no energy counter: needs an NVIDIA GPU with NVML and pynvml"
+            how = (
+                "NVML" if spent is not None else "no energy counter: needs an NVIDIA GPU with NVML and pynvml"
+            )
             joules = None if spent is None else spent / len(batch_times)
         else:
             joules, how = measure_energy(lambda: run(batch), seconds=0.5)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from effvit_train.card import MEASURES, Measure
+from effvit_train.proportions import wilson
 
 MINUS = "−"  # the typographic sign, as wide as the plus
 NONE = "–"
@@ -14,11 +15,9 @@ NONE = "–"
 # Measured by a clock or by the system: repeats differ by a few per cent on the same model.
 TIMED = (
     "cost/latency_ms", "cost/latency_p95_ms", "cost/throughput", "cost/memory_mb", "cost/train_seconds",
-    "cost/energy_j",
+    "cost/energy_j", "complexity/latency_exponent", "complexity/memory_bound_share",
 )  # fmt: skip
 TIMED_NOISE = 0.10
-
-_Z95 = 1.959963984540054
 
 
 def measure_of(key: str) -> Measure:
@@ -109,24 +108,6 @@ def significant(number: float, digits: int = 3) -> str:
     if round(size, decimals) >= 10 ** (digits - decimals):  # 9.996 rounds up to one digit more
         decimals = max(0, decimals - 1)
     return f"{_sign(number)}{size:,.{decimals}f}"
-
-
-def wilson(right: int, total: int, z: float = _Z95) -> tuple[float, float]:
-    """Score interval for a proportion (Wilson 1927; Newcombe 1998, method 3).
-
-    Args:
-        right: successes.
-        total: trials, at least one.
-        z: normal quantile; the default gives 95 %.
-    """
-    if not 0 <= right <= total or total < 1:
-        raise ValueError(f"{right} of {total} is not a proportion")
-    p, z2 = right / total, z * z
-    centre = (2 * right + z2) / (2 * (total + z2))
-    half = z * math.sqrt(z2 + 4 * total * p * (1 - p)) / (2 * (total + z2))
-    low = 0.0 if right == 0 else centre - half
-    high = 1.0 if right == total else centre + half
-    return low, high
 
 
 def interval(right: int, total: int) -> str:

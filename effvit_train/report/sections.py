@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from effvit_train.proportions import wilson
 from effvit_train.report import format as fmt
 from effvit_train.report import markup, words
 from effvit_train.report import mistakes as errors
@@ -189,7 +190,7 @@ def _class_bars(counts: Any, names: list[str]) -> str:
 
 
 def _bar(name: str, right: int, total: int) -> str:
-    low, high = fmt.wilson(right, total)
+    low, high = wilson(right, total)
     share = right / total
     tip = f"{name}: {right} of {total} right, 95 % interval {fmt.interval(right, total)} %"
     return (

@@ -18,9 +18,8 @@ from effvit_train.audit.fairness import (
     REWEIGHTED,
     WORST,
     measure_fairness,
-    wilson,
 )
-from effvit_train.report import format as fmt
+from effvit_train.proportions import wilson
 
 
 def images(*rows: tuple[str, int, int, int]) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -63,7 +62,7 @@ def test_two_classes_by_hand() -> None:
         (facts["worst_group"], facts["best_group"]) == (south["group"], north["group"]) == ("south", "north")
     )
     assert (south["images"], south["accuracy"], south["reweighted"]) == (100, 0.62, 0.65)
-    assert south["interval"] == pytest.approx(fmt.wilson(62, 100), abs=1e-6)
+    assert south["interval"] == pytest.approx(wilson(62, 100), abs=1e-6)
     # class 0 is right in 60 of 100, class 1 in 86 of 100; south has 60 and 40 of them
     assert south["expected"] == pytest.approx((60 * 0.6 + 40 * 0.86) / 100)
     low, high = south["reweighted_interval"]
@@ -74,7 +73,7 @@ def test_two_classes_by_hand() -> None:
         [100, 100],
         [0.6, 0.86],
     )
-    assert [classes["low"][0], classes["high"][0]] == pytest.approx(fmt.wilson(60, 100), abs=1e-6)
+    assert [classes["low"][0], classes["high"][0]] == pytest.approx(wilson(60, 100), abs=1e-6)
     assert classes["true_positive_rate_difference"] == pytest.approx([0.25, 0.1])
     assert classes["false_positive_rate_difference"] == pytest.approx([0.1, 0.25])
     assert classes["demographic_parity_difference"] == pytest.approx([0.02, 0.02])
@@ -201,7 +200,7 @@ def test_small_groups_do_not_decide_and_are_told() -> None:
     assert facts["compared_groups"] == 2
     pool = facts["small_groups"]
     assert (pool["groups"], pool["images"], pool["accuracy"]) == (300, 1500, 0.5)
-    assert pool["interval"] == pytest.approx(fmt.wilson(750, 1500), abs=1e-6)
+    assert pool["interval"] == pytest.approx(wilson(750, 1500), abs=1e-6)
     assert [row["group"] for row in facts["groups"][:2]] == ["b", "a"]
     assert (len(facts["groups"]), facts["groups_not_listed"]) == (LISTED, 302 - LISTED)
     assert not any(row["compared"] or "reweighted" in row for row in facts["groups"][2:])
@@ -289,16 +288,6 @@ def test_tensors_order_and_repetition() -> None:
     there = measure_fairness(predicted[order], labels[order], [groups[i] for i in order], classes="xyz")
     assert there[0].values == pytest.approx(first[0].values)
     assert there[1]["groups"] == first[1]["groups"]
-
-
-def test_wilson_is_that_of_the_report() -> None:
-    right, total = np.array([0.0, 3, 10, 62]), np.array([10.0, 10, 10, 100])
-    low, high = wilson(right, total)
-    for i in range(4):
-        assert (low[i], high[i]) == pytest.approx(fmt.wilson(int(right[i]), int(total[i])), abs=1e-12)
-    # 62 of 100 with z = 1.96: centre (0.62 + 0.0192) / 1.0384, half 1.96 sqrt(0.002356 + 0.000096) / 1.0384
-    assert (low[3], high[3]) == pytest.approx((0.5221, 0.7090), abs=1e-4)
-    assert [float(x[0]) for x in wilson(np.zeros(1), np.zeros(1))] == [0, 1]
 
 
 def test_wrong_inputs_are_refused() -> None:

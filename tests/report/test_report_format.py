@@ -53,26 +53,6 @@ def test_significant(number, written):
 
 
 @pytest.mark.parametrize(
-    ("right", "total", "low", "high"),
-    [  # Newcombe 1998, Statistics in Medicine 17, table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_agrees_with_newcombe_1998(right, total, low, high):
-    found = fmt.wilson(right, total)
-    assert found == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_refuses_what_is_no_proportion():
-    for right, total in ((3, 2), (-1, 2), (0, 0)):
-        with pytest.raises(ValueError, match="not a proportion"):
-            fmt.wilson(right, total)
-
-
-@pytest.mark.parametrize(
     ("key", "now", "before", "written", "verdict"),
     [
         ("quality/accuracy", 0.978, 0.967, "▲ +1.1 pp better", "better"),

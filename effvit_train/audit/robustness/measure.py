@@ -7,7 +7,6 @@ tell each new one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from effvit_train.audit.robustness.scale import SEVERITIES, Scale
 from effvit_train.audit.robustness.victim import wrong
 from effvit_train.card import Measured
 from effvit_train.keys import stream_key
+from effvit_train.proportions import wilson
 
 Outcomes = npt.NDArray[np.bool_]
 Parts = Mapping[str, Outcomes]
@@ -37,7 +37,6 @@ CORRUPTION_KEYS = ("robustness/corruption_accuracy", "robustness/corruption_drop
 ADVERSARIAL_KEYS = ("robustness/pgd_accuracy", "robustness/autoattack_accuracy")
 CLEAN = "clean"  # the part without corruption or attack
 
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _RESAMPLES = 2000
 
 
@@ -286,18 +285,6 @@ def adversarial_figures(
     if "autoattack" in facts:
         facts["autoattack"]["after"] = {name: float(parts[name].mean()) for name in AUTOATTACK}
     return measured, facts
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval for a probability by its score test (Wilson 1927)."""
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"successes={successes}, trials={trials}")
-    share, weight = successes / trials, _Z**2 / trials
-    middle = (share + weight / 2) / (1 + weight)
-    half = math.sqrt(share * (1 - share) * weight + weight**2 / 4) / (1 + weight)
-    # at either end the exact bound is the end itself, which rounding may miss
-    low = 0.0 if successes == 0 else max(0.0, middle - half)
-    return low, 1.0 if successes == trials else min(1.0, middle + half)
 
 
 def bootstrap(values: npt.ArrayLike, *, seed: int) -> tuple[float, float]:

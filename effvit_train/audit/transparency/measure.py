@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from effvit_train.audit.transparency import faithfulness, maps
 from effvit_train.audit.transparency.attention import evaluating, token_grid
 from effvit_train.card import Measured
+from effvit_train.proportions import Z95
 
 KEYS = (
     "transparency/insertion_auc", "transparency/deletion_auc", "transparency/perturbation_auc",
@@ -36,7 +37,6 @@ _SIDE = 16  # cells at most: more would cost steps and be judged on finer noise 
 _THUMBNAIL = 96  # pixels a side at most
 _BATCH = 64  # images at once
 _COPIES = 4  # that have unlearnt: on digits one alone is off by 0.07, in all images together
-_Z = 1.96  # 95 % of a normal distribution
 
 Numbers = npt.NDArray[np.float64]
 
@@ -279,7 +279,7 @@ def _interval(values: Numbers) -> list[float] | None:
     """95 % for the mean over images, by the normal approximation; None from a single image."""
     if len(values) < 2:
         return None
-    half = _Z * float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
     mean = float(values.mean())
     return [mean - half, mean + half]
 

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from effvit_train.audit.robustness.corruptions import KINDS, corrupt
@@ -22,8 +21,8 @@ from effvit_train.audit.robustness.measure import (
     measure_adversarial,
     measure_corruptions,
     stratified,
-    wilson,
 )
+from effvit_train.proportions import wilson
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8))
 IMAGES[3:] = IMAGES[3:] // 2  # the second class is darker
@@ -168,15 +167,6 @@ def test_no_images() -> None:
     assert (measured.values, facts) == ({}, {"images": 0})
     assert set(measured.missing) == set(ADVERSARIAL_KEYS)
     assert adversarial_figures({}, 0.1)[0] == measured
-
-
-def test_wilson_is_scipys() -> None:
-    for successes, trials in ((0, 10), (3, 10), (10, 10), (50, 1000), (1, 1)):
-        exact = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-        assert wilson(successes, trials) == pytest.approx((exact.low, exact.high), abs=1e-12)
-    for successes, trials in ((1, 0), (-1, 3), (4, 3)):
-        with pytest.raises(ValueError, match="trials"):
-            wilson(successes, trials)
 
 
 def test_bootstrap_is_as_wide_as_theory_says() -> None:
