@@ -61,17 +61,19 @@ def _fairness(subject: Subject, memory: Memory) -> Found:
         return Measured(missing=dict.fromkeys(_FAIRNESS, reason)), {}
     finite = subject.logits.isfinite().all(dim=1)
     predicted = torch.where(finite, subject.logits.argmax(dim=1), -1)
-    measured: Measured | None = None
-    facts: dict[str, Any] = {}
-    for name, groups in columns.items():
-        found, told = fairness.measure_fairness(
+    found = {
+        name: fairness.measure_fairness(
             predicted, subject.labels, groups, classes=subject.record.classes, min_cell=settings.min_cell,
             known=subject.data.info.groups.get(name, ()),
-        )  # fmt: skip
-        facts[name] = {"measures": found.values, "missing": found.missing, **told}
-        measured = measured or found
-    assert measured is not None
-    return measured, {"column": next(iter(columns)), "columns": facts}
+        )
+        for name, groups in columns.items()
+    }  # fmt: skip
+    first, *rest = found
+    others = {
+        name: {"measures": found[name][0].values, "missing": found[name][0].missing, **found[name][1]}
+        for name in rest
+    }
+    return found[first][0], {"column": first, **found[first][1], "others": others}
 
 
 def _spectral(subject: Subject, memory: Memory) -> Found:

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from effvit_train.files import write_text
-from effvit_train.report import pruning, sections, tables, teacher, words
+from effvit_train.report import audited, chart360, pruning, sections, tables, teacher, words
 from effvit_train.report.baseline import Baseline, find_baseline
 from effvit_train.report.charts import escape
 from effvit_train.report.compare import Comparison
@@ -37,13 +37,17 @@ def render(run_dir: Path, *, baseline: Baseline | None = None) -> str:
     data = read_run(run_dir)
     baseline = baseline or find_baseline(run_dir, data.card)
     comparison = Comparison(data.card, baseline, Path(run_dir))
+    compared, chart = comparison.baseline.card is not None, chart360.section(comparison)
     body = "\n".join(
         part
         for part in (
             sections.header(data, comparison),
             sections.tiles(data, comparison),
+            chart if compared else "",
             sections.curves(data, comparison),
             sections.mistakes(data),
+            *audited.sections(data),
+            "" if compared else chart,  # a list then: pictures first
             tables.measures(data, comparison),
             pruning.section(data),
             teacher.section(data),
@@ -52,12 +56,17 @@ def render(run_dir: Path, *, baseline: Baseline | None = None) -> str:
         )
         if part
     )
+    return page(words.title(data.card), body)
+
+
+def page(title: str, body: str) -> str:
+    """A whole page around a body: one style sheet, nothing fetched, nothing run."""
     style = resources.files("effvit_train.report").joinpath("card.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(words.title(data.card))}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )

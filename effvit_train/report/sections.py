@@ -72,13 +72,13 @@ def curves(data: RunData, comparison: Comparison) -> str:
     losses = _loss_series(data.curves)
     figures = []
     if losses:
-        figures.append(_figure("Loss", losses, title="Loss over epochs", write=_loss))
+        figures.append(figure("Loss", losses, title="Loss over epochs", write=_loss))
     accuracy = _accuracy_series(data, comparison)
     if accuracy:
         values = [y for line in accuracy for _, y in line.points]
         limits = (0.0 if min(values) < 0.5 else 0.5 if min(values) < 0.8 else 0.8, 1.0)
         figures.append(
-            _figure(
+            figure(
                 "Validation accuracy",
                 accuracy,
                 title="Validation accuracy over epochs",
@@ -129,7 +129,8 @@ def _accuracy_series(data: RunData, comparison: Comparison) -> list[Series]:
     return series if "val/accuracy" in data.curves else []
 
 
-def _figure(caption: str, series: list[Series], **options: Any) -> str:
+def figure(caption: str, series: list[Series], **options: Any) -> str:
+    """A line chart with its caption, and a legend with each line's last value."""
     write = options["write"]
     legend = "".join(
         f'<li><svg class="swatch" viewBox="0 0 22 8" aria-hidden="true"><g class="series {line.style}">'

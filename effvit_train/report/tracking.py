@@ -17,6 +17,12 @@ from urllib.parse import urlsplit
 from effvit_train.card import MEASURES, Card
 from effvit_train.config import LoggerConfig
 from effvit_train.errors import first_line
+from effvit_train.report import chart360, words
+from effvit_train.report.audit_facts import without_pictures
+from effvit_train.report.baseline import Baseline, find_baseline
+from effvit_train.report.compare import Comparison
+from effvit_train.report.html import page
+from effvit_train.report.inputs import is_private
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -58,16 +64,17 @@ class Tracker:
             self._run.log({**values, STEP: step}, step=step)
 
     def card(self, card: Card) -> None:
-        """Put the card into the run's summary, and the frontier's axes into a table."""
+        """Put the card into the run's summary, the frontier's axes into a table, and the 360 chart beside it."""
         if self._run is None:
             return
         import wandb
 
         self._run.summary.update({key: value for key, value in card.measures.items() if value is not None})
-        self._run.summary.update({"missing": card.missing, "provenance": card.provenance})
+        self._run.summary.update({"missing": card.missing, "provenance": without_pictures(card.provenance)})
         columns: list[str | int] = ["run", *(f"{key} [{MEASURES[key].unit}]" for key in _FRONTIER)]
         row = [card.run.get("name"), *(card.measures.get(key) for key in _FRONTIER)]
-        self._run.log({"card/frontier": wandb.Table(columns=columns, data=[row])})
+        chart = wandb.Html(_chart(card), inject=False, data_is_not_path=True)
+        self._run.log({"card/frontier": wandb.Table(columns=columns, data=[row]), "card/360": chart})
 
     def finish(self, failed: bool = False) -> None:
         """End the run. Without this the next job in the process would log into it."""
@@ -75,6 +82,18 @@ class Tracker:
         if run is not None:
             with contextlib.suppress(OSError):  # its own log, on a full disk; ours has told by now
                 run.finish(exit_code=1 if failed else 0)
+
+
+def _chart(card: Card) -> str:
+    """The 360 chart as a page of its own."""
+    place = card.run.get("run_dir")
+    if is_private(card):  # the baseline was trained on the same images without privacy
+        baseline = Baseline(None, None, "from a private run goes nothing but its own card")
+    elif place:
+        baseline = find_baseline(Path(place), card)
+    else:
+        baseline = Baseline(None, None, "the card does not name its run directory")
+    return page(words.title(card), chart360.section(Comparison(card, baseline)))
 
 
 def start(

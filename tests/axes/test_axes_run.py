@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from driving import SMALL, run_in
+from driving import SMALL, exit_code, run_in
 from PIL import Image
 
 from effvit_train import cli
@@ -135,8 +135,11 @@ def test_groups_by_hand(trained):
     shares = [right[where == name].mean() for name in ("north", "south")]
     assert found["measures"]["fairness/worst_group_accuracy"] == pytest.approx(min(shares))
     assert found["measures"]["fairness/accuracy_gap"] == pytest.approx(max(shares) - min(shares))
-    assert set(facts["columns"]) == {"place", "sender"}
-    assert "fairness/accuracy_gap" in facts["columns"]["sender"]["missing"]  # no sender has five test images
+    assert {row["group"]: row["images"] for row in facts["groups"]} == {
+        name: int((where == name).sum()) for name in ("north", "south")
+    }
+    assert set(facts["others"]) == {"sender"}
+    assert "fairness/accuracy_gap" in facts["others"]["sender"]["missing"]  # no sender has five test images
 
 
 def test_an_interrupted_audit_goes_on_where_it_was(trained, monkeypatch):
@@ -235,3 +238,20 @@ def test_a_training_audits_as_it_is_told(tmp_path, monkeypatch, no_probe):
     assert found["provenance"]["audit"]["predictors"]["mc_dropout"]["members"] == 2
     assert found["missing"]["robustness/pgd_accuracy"] == LATER.format(level="quick")
     assert found["missing"]["fairness/accuracy_gap"].startswith("the data set has no groups")
+
+
+def test_a_training_that_is_stopped_in_its_audit_goes_on_with_it(tmp_path, monkeypatch, no_probe):
+    typed = (*SMALL, "logger=none", "trainer.max_epochs=1", "dataset.num_workers=0", "run_dir=run")
+    with monkeypatch.context() as patch:
+
+        def stopped(*arguments, **settings):
+            raise Interrupted(15)
+
+        patch.setattr(parts.spectral, "measure_spectral", stopped)
+        assert exit_code(tmp_path, monkeypatch, *typed) == 130
+    assert (tmp_path / "run" / FOLDER / "calibration.json").exists()
+    assert not (tmp_path / "run" / "card.json").exists()
+    run_in(tmp_path, monkeypatch, "resume=run")
+    found = card(tmp_path / "run")
+    assert found["measures"]["spectral/mean_stable_rank"] > 0
+    assert not (tmp_path / "run" / FOLDER).exists()
