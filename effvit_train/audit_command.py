@@ -23,7 +23,7 @@ from effvit_train.errors import UserError, did_you_mean
 from effvit_train.finished import Finished, open_finished
 from effvit_train.job import Job, run_job
 from effvit_train.lock import RunLock
-from effvit_train.predictions import Predictions, predict
+from effvit_train.predictions import Predictions
 from effvit_train.report.baseline import find_baseline
 from effvit_train.report.html import write_html
 from effvit_train.report.terminal import card_table
@@ -96,9 +96,14 @@ def _measure(run: Finished, console: Console, stop: Stop) -> Card:
         torch.set_num_threads(config.trainer.num_threads)
     device = torch.device(check_device(config))
     module = run.module().to(device)
+    nothing = torch.empty(0)
+    subject = Subject(
+        module.model.eval(), run.record, module.normalise, run.data, config, device, nothing, nothing, nothing,
+        precision=str(before.run.get("precision", "32-true")),
+    )  # fmt: skip
+    subject.logits, subject.labels, subject.ids = subject.outputs(run.data.eval_dataloader("test"))
     predictions = Predictions()
-    found = predict(module.model, module.normalise, run.data.eval_dataloader("test"), device)
-    predictions.logits, predictions.labels, predictions.index = found
+    predictions.logits, predictions.labels, predictions.index = subject.logits, subject.labels, subject.ids
     job = Job(
         config,
         run.run_dir,
@@ -124,9 +129,7 @@ def _measure(run: Finished, console: Console, stop: Stop) -> Card:
         shadow=shadow_trainer(job, run_job, run.data.info.fingerprint),
     )  # fmt: skip
     measured.merge(membership)
-    subject = Subject(
-        module.model.eval(), run.record, module.normalise, run.data, config, device, *found, say=job.say
-    )  # fmt: skip
+    subject.say = job.say
     axes, facts = audit(subject, run.run_dir.path)
     measured.merge(axes)
     card = Card.of(

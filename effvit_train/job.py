@@ -325,7 +325,8 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     built.provenance["membership"] = told
     subject = Subject(
         built.module.shipped.eval(), built.module.record, built.module.normalise, built.data, job.config,
-        built.module.device, predictions.logits, predictions.labels, predictions.index, job.say,
+        built.module.device, predictions.logits, predictions.labels, predictions.index,
+        precision=built.precision.name, say=job.say,
     )  # fmt: skip
     found, built.provenance["audit"] = audit(subject, run_dir.path)
     measured.merge(found)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 # Paired training steps of timm ViTs on an AVX512-BF16 processor: bf16 autocast is 1.6 to 2 times
 # faster from a width of 192, even at 128, and half as fast at 64 (docs/benchmarks.md).
 MIN_WIDTH = 192
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,9 @@ def cpu_has_bf16() -> bool:
         return True
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("bf16", False))
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """What Lightning runs a model under, by its name of the precision."""
+    dtype = _AUTOCAST.get(precision)
+    return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()

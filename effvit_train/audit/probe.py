@@ -6,7 +6,6 @@ before holds gigabytes and warm caches; here the baseline is known.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import math
@@ -15,7 +14,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +26,13 @@ from effvit_train.audit.machine import measure_energy
 from effvit_train.audit.operations import count_operations
 from effvit_train.models.factory import build, load_weights
 from effvit_train.models.record import ArchitectureRecord
+from effvit_train.precision import autocast
 from effvit_train.runs import processor
 
 MIN_RUNS = 5
 WARMUP_RUNS = 5
 LATENCY_SECONDS = 5.0  # budget of the timed runs; never fewer than MIN_RUNS
 THROUGHPUT_SECONDS = 8.0
-_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _DTYPE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 
 
@@ -56,7 +54,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     model = _load(record, request["weights"]).to(device, dtype).eval()
     memory.loaded()
     image = torch.zeros(1, *record.input_shape, device=device, dtype=dtype)
-    with torch.inference_mode(), _autocast(request["precision"], device):
+    with torch.inference_mode(), autocast(request["precision"], device):
         run = _runner(model, device)
         run(image)
         run(image)
@@ -119,11 +117,6 @@ def _load(record: ArchitectureRecord, weights: str | None) -> nn.Module:
     if weights:
         load_weights(model, Path(weights))
     return model
-
-
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    dtype = _AUTOCAST.get(precision)
-    return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
 
 
 def _runner(model: nn.Module, device: torch.device) -> Callable[[Tensor], None]:

@@ -23,9 +23,10 @@ from torch import nn
 
 import effvit_train
 from effvit_train.audit.machine import EVENTS, Machine, count_events, measure_energy, measure_machine
-from effvit_train.audit.probe import _DTYPE, _autocast, _runner
+from effvit_train.audit.probe import _DTYPE, _runner
 from effvit_train.models.factory import build
 from effvit_train.models.record import ArchitectureRecord
+from effvit_train.precision import autocast
 from effvit_train.runs import processor
 
 CACHE_LINE = 64  # bytes
@@ -139,7 +140,7 @@ def _answer(request: dict[str, Any]) -> Times:
     runs: list[Callable[[], object] | None] = []
     reasons: list[str] = []
     rates: list[float] = []  # seconds per FLOP of the jobs so far
-    with torch.inference_mode(), _autocast(precision, device):
+    with torch.inference_mode(), autocast(precision, device):
         for job in request["jobs"]:
             # the best of them: small jobs have fixed costs, and others at work may have held one up
             expected = min(rates, default=0.0) * job["flops"] * job["batch"]

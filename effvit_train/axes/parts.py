@@ -91,7 +91,7 @@ def _predictors(subject: Subject, memory: Memory) -> Found:
     if settings.mc_dropout:
         facts["mc_dropout"] = _told_of(
             lambda: uncertainty.mc_dropout(
-                subject.model, lambda: predict(subject.model, subject.normalise, loader, subject.device)[0],
+                subject.model, lambda: subject.outputs(loader)[0],
                 passes=settings.mc_dropout, seed=subject.config.seed,
             ),
             subject.labels,
@@ -132,7 +132,7 @@ def _ood(subject: Subject, memory: Memory) -> Found:
 
 @torch.no_grad()
 def _in_batches(subject: Subject, images: Tensor, size: int = 256) -> Tensor:
-    return torch.cat([subject.predict(part).float().cpu() for part in images.split(size)])
+    return torch.cat([subject.predict(part).cpu() for part in images.split(size)])
 
 
 def _chosen(subject: Subject, count: int | None) -> tuple[Tensor, Tensor, Ids]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from effvit_train.config import Config
 from effvit_train.data.datamodule import DataModule
 from effvit_train.models.record import ArchitectureRecord
-from effvit_train.predictions import predict
+from effvit_train.precision import autocast
 
 Ids = npt.NDArray[np.int64]
 
@@ -33,6 +34,8 @@ class Subject:
         logits: (N, K) of the test images.
         labels: (N,).
         ids: (N,) ascending.
+        precision: Lightning's name of the one that it was trained and tested in: predictions are made in it,
+            attacks and explanations, which need exact gradients, in 32 bits.
         say: prints one line.
     """
 
@@ -45,6 +48,7 @@ class Subject:
     logits: Tensor
     labels: Tensor
     ids: Tensor
+    precision: str = "32-true"
     say: Callable[[str], None] = field(default=print, repr=False)
 
     @cached_property
@@ -52,7 +56,13 @@ class Subject:
         """Logits (M, K) and labels (M,) of the validation images; None where there are none."""
         if not len(self.data.indices("val")):
             return None
-        return predict(self.model, self.normalise, self.data.eval_dataloader("val"), self.device)[:2]
+        return self.outputs(self.data.eval_dataloader("val"))[:2]
+
+    def outputs(self, loader: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (n, K), labels and sample ids (n,) of a loader's images, on the CPU."""
+        parts = [(self.predict(batch.images).cpu(), batch.labels, batch.index) for batch in loader]
+        logits, labels, index = (torch.cat(column) for column in zip(*parts, strict=True))
+        return logits, labels, index
 
     def images(self, ids: Ids) -> tuple[Tensor, Tensor]:
         """uint8 images (n, C, H, W) and labels (n,) of these samples, on `device`."""
@@ -62,6 +72,8 @@ class Subject:
         )
         return images.to(self.device), labels.to(self.device)
 
+    @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of uint8 images (B, C, H, W)."""
-        return self.model(self.normalise(images.to(self.device)))
+        """Logits (B, K), fp32, of uint8 images (B, C, H, W)."""
+        with autocast(self.precision, self.device):
+            return self.model(self.normalise(images.to(self.device))).float()
