@@ -161,4 +161,4 @@ def _with_what_was(before: Card, measured: Measured) -> Measured:
 
 
 def _later(measured: Measured, key: str) -> bool:
-    return measured.missing[key].startswith("not measured (audit=") and key != BOUND
+    return measured.missing[key].startswith("not measured (") and key != BOUND

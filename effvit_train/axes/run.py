@@ -19,6 +19,7 @@ from effvit_train.errors import UserError, first_line
 from effvit_train.models.factory import hash_state
 
 LATER = "not measured (audit={level}); effvit audit RUN_DIR audit=full measures it"
+LEFT_OUT = "not measured (not among audit.parts)"
 
 
 def audit(subject: Subject, run_dir: Path) -> tuple[Measured, dict[str, Any]]:
@@ -43,7 +44,8 @@ def audit(subject: Subject, run_dir: Path) -> tuple[Measured, dict[str, Any]]:
         if not part.wanted(settings):
             continue
         if not wanted(part, subject):
-            measured.missing |= dict.fromkeys(part.keys, LATER.format(level=settings.level))
+            reason = LATER.format(level=settings.level) if settings.parts is None else LEFT_OUT
+            measured.missing |= dict.fromkeys(part.keys, reason)
             continue
         memory = Memory(run_dir / FOLDER / f"{part.name}.json", _key(part, base, subject))
         found = memory.found
