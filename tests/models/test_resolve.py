@@ -141,7 +141,7 @@ WRONG = [
     ({"args": {"num_classes": 3}}, "model.args.num_classes", "use dataset.num_classes"),
     ({"args": {"checkpoint_path": "x"}}, "model.args.checkpoint_path", "use model.weights"),
     ({"args": {"depth": float("nan")}}, "model.args", "must be numbers"),
-    ({"args": {"global_pool": "", "depth": 1}}, "model.name", "one logit per class"),
+    ({"args": {"global_pool": "", "depth": 1}}, "model.args.global_pool", "use model.pool"),
     ({"name": "vgg11", "shape": (3, 64, 64), "drop_path_rate": 0.1}, "model.drop_path_rate", "at 0"),
 ]
 
