@@ -26,7 +26,7 @@ from effvit_train.files import write_json
 from effvit_train.models.factory import load_model
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.module import VisionModule
-from effvit_train.predictions import predict
+from effvit_train.predictions import normaliser, predict
 from effvit_train.runs import RunDir
 
 Ids = npt.NDArray[np.int64]
@@ -91,5 +91,4 @@ def attack(
 
 def _shadow_logits(run: Path, data: DataModule, ids: Ids) -> Tensor:
     record = ArchitectureRecord.read(RunDir(run).record)
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) * 255 for values in (record.mean, record.std))
-    return predict(load_model(run), lambda images: (images.float() - mean) / std, data.loader_of(ids))[0]
+    return predict(load_model(run), normaliser(record), data.loader_of(ids))[0]

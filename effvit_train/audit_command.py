@@ -10,11 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from effvit_train.attacks import attack
-from effvit_train.audit.cost import measure_cost
 from effvit_train.audit.membership import BOUND
-from effvit_train.audit.quality import measure_quality
-from effvit_train.axes.run import audit
 from effvit_train.axes.subject import Subject
 from effvit_train.build import check_device
 from effvit_train.card import Card, Measured
@@ -23,7 +19,8 @@ from effvit_train.errors import UserError, did_you_mean
 from effvit_train.finished import Finished, open_finished
 from effvit_train.job import Job, run_job
 from effvit_train.lock import RunLock
-from effvit_train.predictions import Predictions
+from effvit_train.measuring import measure
+from effvit_train.predictions import Predictions, predict
 from effvit_train.report.baseline import find_baseline
 from effvit_train.report.html import write_html
 from effvit_train.report.terminal import card_table
@@ -96,14 +93,11 @@ def _measure(run: Finished, console: Console, stop: Stop) -> Card:
         torch.set_num_threads(config.trainer.num_threads)
     device = torch.device(check_device(config))
     module = run.module().to(device)
-    nothing = torch.empty(0)
-    subject = Subject(
-        module.model.eval(), run.record, module.normalise, run.data, config, device, nothing, nothing, nothing,
-        precision=str(before.run.get("precision", "32-true")),
-    )  # fmt: skip
-    subject.logits, subject.labels, subject.ids = subject.outputs(run.data.eval_dataloader("test"))
+    precision = str(before.run.get("precision", "32-true"))
     predictions = Predictions()
-    predictions.logits, predictions.labels, predictions.index = subject.logits, subject.labels, subject.ids
+    predictions.logits, predictions.labels, predictions.index = predict(
+        module.model, module.normalise, run.data.eval_dataloader("test"), device, precision
+    )
     job = Job(
         config,
         run.run_dir,
@@ -113,30 +107,19 @@ def _measure(run: Finished, console: Console, stop: Stop) -> Card:
         console,
         stop=stop,
     )
-    measured = measure_quality(predictions.logits, predictions.labels)
-    job.say("measuring cost in a fresh process ...")
-    cost, conditions = measure_cost(
-        run.record,
-        config.audit,
-        weights=run.run_dir.weights,
-        num_threads=torch.get_num_threads(),
-        device=device.type,
-    )
-    cost.missing.pop("cost/train_seconds", None)
-    measured.merge(cost)
-    membership, told = attack(
-        module, run.data, config=config, delta=before.measures.get("privacy/delta"), run_dir=run.run_dir.path,
+    subject = Subject(
+        module.model.eval(), run.record, module.normalise, run.data, config, device, predictions.logits,
+        predictions.labels, predictions.index, precision=precision, say=job.say,
+    )  # fmt: skip
+    measured, told = measure(
+        subject, module, run.run_dir, delta=before.measures.get("privacy/delta"),
         shadow=shadow_trainer(job, run_job, run.data.info.fingerprint),
     )  # fmt: skip
-    measured.merge(membership)
-    subject.say = job.say
-    axes, facts = audit(subject, run.run_dir.path)
-    measured.merge(axes)
+    measured.missing.pop("cost/train_seconds", None)  # that of the training stays
     card = Card.of(
         run=before.run, model=before.model, measured=_with_what_was(before, measured),
         provenance={
-            **before.provenance, "membership": told, "audit": {**before.provenance.get("audit", {}), **facts},
-            "cost_conditions": conditions,
+            **before.provenance, **told, "audit": {**before.provenance.get("audit", {}), **told["audit"]},
             "audited": {"level": config.audit.level, "versions": versions(), "machine": machine()},
         },
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any, Optional, Union
 from effvit_train.data.config import DatasetConfig
 from effvit_train.errors import UserError, at_least, between, one_of
 from effvit_train.interval import Interval
-from effvit_train.models.config import ModelConfig
+from effvit_train.models.config import TUNED, ModelConfig
 from effvit_train.privacy.config import PrivacyConfig
 
 
@@ -66,7 +66,7 @@ class RecipeConfig:
         """Raise `UserError` for a value that cannot be."""
         at_least("recipe.batch_size", self.batch_size, 1)
         at_least("recipe.lora_rank", self.lora_rank, 1)
-        one_of("recipe.tune", self.tune, ("all", "head", "bias", "lora"))
+        one_of("recipe.tune", self.tune, TUNED)
         if not self.lr > 0:
             raise UserError("must be positive", key="recipe.lr", value=self.lr, remedy="e.g. recipe.lr=0.001")
         at_least("recipe.weight_decay", self.weight_decay, 0)

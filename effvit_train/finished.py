@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from effvit_train.build import build_data
@@ -19,6 +18,7 @@ from effvit_train.keys import AugmentStream
 from effvit_train.models.factory import load_model
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.module import VisionModule
+from effvit_train.predictions import normaliser
 from effvit_train.runs import RunDir, fingerprint_of
 
 
@@ -91,5 +91,4 @@ def open_model(path: str, *, like: ArchitectureRecord) -> tuple[nn.Module, Calla
             "takes other images or knows other classes", key="audit.ensemble", value=path,
             remedy="give runs of the same data set",
         )  # fmt: skip
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) * 255 for values in (record.mean, record.std))
-    return load_model(run.path), lambda images: (images.float() - mean) / std
+    return load_model(run.path), normaliser(record)

@@ -6,17 +6,12 @@ import contextlib
 import os
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from effvit_train.attacks import attack
-from effvit_train.audit.cost import measure_cost
-from effvit_train.audit.quality import measure_quality
-from effvit_train.axes.run import audit
 from effvit_train.axes.subject import Subject
 from effvit_train.build import Built, build, make_trainer
 from effvit_train.card import Card, Measured
@@ -27,6 +22,7 @@ from effvit_train.data.info import DataInfo
 from effvit_train.errors import MachineError, UserError
 from effvit_train.files import FULL, remove_temporaries, write_text
 from effvit_train.lock import RunLock
+from effvit_train.measuring import measure
 from effvit_train.models.factory import count_parameters, save_model
 from effvit_train.predictions import Predictions
 from effvit_train.progress import ProgressBar
@@ -300,38 +296,27 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     predictions.write(run_dir.predictions)
     if io.error is not None:  # told then as a warning; now it is what the run ends with
         raise io.error
-    measured = measure_quality(predictions.logits, predictions.labels)
-    job.say("measuring cost in a fresh process ...")
-    cost, conditions = measure_cost(
-        built.module.record,
-        job.config.audit,
-        weights=run_dir.weights,
-        num_threads=torch.get_num_threads(),
-        device="cuda" if trainer.strategy.root_device.type == "cuda" else "cpu",
-    )
-    measured.merge(cost)
-    measured.values["cost/train_seconds"] = round(state.train_seconds, 3)
-    measured.missing.pop("cost/train_seconds", None)
+    measured = Measured()
     for technique in built.measured:
         measured.merge(technique())
     for key in ("privacy/epsilon", "privacy/delta"):
         if key not in measured.values:
             measured.missing[key] = "trained without differential privacy (privacy=none)"
-    found, told = attack(
-        built.module, built.data, config=job.config, delta=measured.values.get("privacy/delta"), run_dir=run_dir.path,
-        shadow=shadow_trainer(job, run_job, built.data.info.fingerprint),
-    )  # fmt: skip
-    measured.merge(found)
-    built.provenance["membership"] = told
     subject = Subject(
         built.module.shipped.eval(), built.module.record, built.module.normalise, built.data, job.config,
         built.module.device, predictions.logits, predictions.labels, predictions.index,
         precision=built.precision.name, say=job.say,
     )  # fmt: skip
-    found, built.provenance["audit"] = audit(subject, run_dir.path)
+    found, told = measure(
+        subject, built.module, run_dir, delta=measured.values.get("privacy/delta"),
+        shadow=shadow_trainer(job, run_job, built.data.info.fingerprint),
+    )  # fmt: skip
     measured.merge(found)
+    measured.values["cost/train_seconds"] = round(state.train_seconds, 3)
+    measured.missing.pop("cost/train_seconds", None)
+    built.provenance |= told
     state.status = "done"
-    card = _card(job, built, trainer, state, measured, conditions)
+    card = _card(job, built, trainer, state, measured)
     card.write(run_dir.card)
     baseline = find_baseline(run_dir.path, card)
     write_html(run_dir.path, baseline=baseline)
@@ -348,7 +333,6 @@ def _card(
     trainer: pl.Trainer,
     state: RunState,
     measured: Measured,
-    conditions: dict[str, Any],
 ) -> Card:
     config, record = job.config, built.module.record
     info: DataInfo = built.data.info
@@ -386,7 +370,6 @@ def _card(
         provenance={
             "dataset": info.to_json(),
             **built.provenance,
-            "cost_conditions": conditions,
             "changes": state.changes,
             "versions": versions(),
             "machine": machine(),

@@ -12,6 +12,7 @@ import torch
 # Paired training steps of timm ViTs on an AVX512-BF16 processor: bf16 autocast is 1.6 to 2 times
 # faster from a width of 192, even at 128, and half as fast at 64 (docs/benchmarks.md).
 MIN_WIDTH = 192
+_DTYPE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -60,3 +61,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     """What Lightning runs a model under, by its name of the precision."""
     dtype = _AUTOCAST.get(precision)
     return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The type of the weights at a precision of Lightning's: fp32 unless it says that they are narrower or wider."""
+    return _DTYPE.get(precision, torch.float32)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from effvit_train.files import atomic_path
+from effvit_train.models.record import ArchitectureRecord
+from effvit_train.precision import autocast
 
 
 class Predictions(pl.Callback):
@@ -60,21 +62,30 @@ def predict(
     normalise: Callable[[Tensor], Tensor],
     loader: Iterable[Any],
     device: torch.device | str = "cpu",
+    precision: str = "32-true",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (N, K), labels and sample ids (N,) of a loader's images, in evaluation mode, in float32.
+    """Logits (N, K), labels and sample ids (N,) of a loader's images, in evaluation mode, as float32.
 
     Args:
         model: on `device`; its mode is given back.
         normalise: uint8 images to what the model sees.
         loader: of batches of images.
         device: where the model is.
+        precision: Lightning's name; mixed ones run under autocast.
     """
     training = model.training
     model.eval()
     parts = []
     for batch in loader:
-        logits = model(normalise(batch.images.to(device)))
+        with autocast(precision, torch.device(device)):
+            logits = model(normalise(batch.images.to(device)))
         parts.append((logits.float().cpu(), batch.labels, batch.index))
     model.train(training)
     logits, labels, index = (torch.cat(column) for column in zip(*parts, strict=True))
     return logits, labels, index
+
+
+def normaliser(record: ArchitectureRecord) -> Callable[[Tensor], Tensor]:
+    """What makes uint8 images (B, C, H, W) into what a model of this record sees, on the CPU."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) * 255 for values in (record.mean, record.std))
+    return lambda images: (images.float() - mean) / std

@@ -52,8 +52,8 @@ def train_py(tmp_path: Path):
 @pytest.fixture
 def no_probe(monkeypatch):
     """Cost has tests of its own; here its fresh process would only take time."""
-    from effvit_train import job, prune_command
+    from effvit_train import measuring, prune_command
     from effvit_train.card import Measured
 
-    for caller in (job, prune_command):
+    for caller in (measuring, prune_command):
         monkeypatch.setattr(caller, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))

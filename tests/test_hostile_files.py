@@ -69,12 +69,12 @@ def hostile(request, tmp_path):
 @pytest.fixture(scope="module")
 def run_of_ours(tmp_path_factory):
     """A finished run."""
-    from effvit_train import job
+    from effvit_train import measuring
     from effvit_train.card import Measured
 
     directory = tmp_path_factory.mktemp("ours")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))
+        patch.setattr(measuring, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))
         run_in(directory, patch, *SHORT, "run_dir=run")
     return directory / "run"
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from driving import SMALL, curves, data_of, exit_code, interrupted_run, run_in
 
-from effvit_train import checkpoint_file, job
+from effvit_train import checkpoint_file, job, measuring
 from effvit_train.card import Measured
 from effvit_train.lock import RunLock
 
@@ -42,7 +42,7 @@ def whole(tmp_path_factory) -> Path:
     """The run that nothing stopped."""
     directory = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))
+        patch.setattr(measuring, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))
         run_in(directory, patch, *RANDOM, "run_dir=run")
     return directory / "run"
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import effvit_train
+from effvit_train.audit.fresh import ask
 from effvit_train.card import MEASURES, Measured
 from effvit_train.config import AuditConfig
 from effvit_train.models.record import ArchitectureRecord
@@ -57,8 +53,8 @@ def measure_cost(
     }
     measured = Measured(missing={"cost/train_seconds": "nothing was trained"})
     try:
-        answer = _probe(request)
-    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        answer = ask("effvit_train.audit.probe", request, timeout=TIMEOUT_SECONDS)
+    except RuntimeError as error:
         reason = f"the measuring process failed: {error}"
         measured.missing |= {key: reason for key in MEASURES if key.startswith("cost/")} | measured.missing
         return measured, {"failed": str(error)}
@@ -84,26 +80,3 @@ def efficient_error_rate(features: Mapping[str, float]) -> float:
     (parameters, bits, FLOPs, model size), each normalised by a reference model, averaged.
     """
     return sum(features[name] / reference for name, reference in VIT_B16.items()) / len(VIT_B16)
-
-
-def _probe(request: dict[str, Any]) -> dict[str, Any]:
-    """Run the probe; `RuntimeError` with the last line of its complaint when it fails."""
-    environment = dict(os.environ)
-    # The child must find the very package that runs here, installed or not, in any directory.
-    package_root = str(Path(effvit_train.__file__).resolve().parent.parent)
-    inherited = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = package_root + (os.pathsep + inherited if inherited else "")
-    if request["num_threads"]:
-        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(request["num_threads"])
-    if request["device"] == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    finished = subprocess.run(
-        [sys.executable, "-m", "effvit_train.audit.probe"],
-        input=json.dumps(request), capture_output=True, text=True, env=environment,
-        timeout=TIMEOUT_SECONDS, check=False,
-    )  # fmt: skip
-    if finished.returncode != 0:
-        lines = finished.stderr.strip().splitlines()
-        how = f"signal {-finished.returncode}" if finished.returncode < 0 else f"exit {finished.returncode}"
-        raise RuntimeError(f"{how}: {lines[-1]}" if lines else how)
-    return json.loads(finished.stdout.strip().splitlines()[-1])

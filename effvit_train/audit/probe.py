@@ -26,14 +26,13 @@ from effvit_train.audit.machine import measure_energy
 from effvit_train.audit.operations import count_operations
 from effvit_train.models.factory import build, load_weights
 from effvit_train.models.record import ArchitectureRecord
-from effvit_train.precision import autocast
+from effvit_train.precision import autocast, dtype_of
 from effvit_train.runs import processor
 
 MIN_RUNS = 5
 WARMUP_RUNS = 5
 LATENCY_SECONDS = 5.0  # budget of the timed runs; never fewer than MIN_RUNS
 THROUGHPUT_SECONDS = 8.0
-_DTYPE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 
 
 def main() -> None:
@@ -48,14 +47,14 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(request["num_threads"])
     record = ArchitectureRecord.from_json(request["record"])
     device = torch.device(request["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = _DTYPE.get(request["precision"], torch.float32)
+    dtype = dtype_of(request["precision"])
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     memory = _Memory(device)
     model = _load(record, request["weights"]).to(device, dtype).eval()
     memory.loaded()
     image = torch.zeros(1, *record.input_shape, device=device, dtype=dtype)
     with torch.inference_mode(), autocast(request["precision"], device):
-        run = _runner(model, device)
+        run = runner(model, device)
         run(image)
         run(image)
         memory_mb, memory_how = memory.added_mb()
@@ -119,7 +118,8 @@ def _load(record: ArchitectureRecord, weights: str | None) -> nn.Module:
     return model
 
 
-def _runner(model: nn.Module, device: torch.device) -> Callable[[Tensor], None]:
+def runner(model: nn.Module, device: torch.device) -> Callable[[Tensor], None]:
+    """Runs the model on a batch, to the end of what the device does."""
     if device.type == "cuda":
 
         def run(images: Tensor) -> None:

@@ -10,23 +10,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import effvit_train
+import effvit_train  # noqa: F401  (makes torchvision importable for timm)
+from effvit_train.audit.fresh import ask
 from effvit_train.audit.machine import EVENTS, Machine, count_events, measure_energy, measure_machine
-from effvit_train.audit.probe import _DTYPE, _runner
+from effvit_train.audit.probe import runner
 from effvit_train.models.factory import build
 from effvit_train.models.record import ArchitectureRecord
-from effvit_train.precision import autocast
+from effvit_train.precision import autocast, dtype_of
 from effvit_train.runs import processor
 
 CACHE_LINE = 64  # bytes
@@ -98,28 +97,10 @@ def time_jobs(
         "num_threads": num_threads, "precision": precision, "device": device, "seconds": seconds,
         "longest": longest,
     }  # fmt: skip
-    environment = dict(os.environ)
-    # The child must find the very package that runs here, installed or not, in any directory.
-    package_root = str(Path(effvit_train.__file__).resolve().parent.parent)
-    inherited = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = package_root + (os.pathsep + inherited if inherited else "")
-    if num_threads:
-        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(num_threads)
-    if device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    try:
-        finished = subprocess.run(
-            [sys.executable, "-m", "effvit_train.audit.scaling"], input=json.dumps(request),
-            capture_output=True, text=True, env=environment, check=False,
-            timeout=seconds + MIN_ROUNDS * longest * len(jobs) + _MARGIN_SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(str(error)) from None
-    if finished.returncode != 0:
-        lines = finished.stderr.strip().splitlines()
-        how = f"signal {-finished.returncode}" if finished.returncode < 0 else f"exit {finished.returncode}"
-        raise RuntimeError(f"{how}: {lines[-1]}" if lines else how)
-    answer = json.loads(finished.stdout.strip().splitlines()[-1])
+    answer = ask(
+        "effvit_train.audit.scaling", request,
+        timeout=seconds + MIN_ROUNDS * longest * len(jobs) + _MARGIN_SECONDS,
+    )  # fmt: skip
     return Times(**{**answer, "machine": Machine(**answer["machine"])})
 
 
@@ -133,7 +114,7 @@ def _answer(request: dict[str, Any]) -> Times:
         torch.set_num_threads(request["num_threads"])
     device = torch.device(request["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = request["precision"]
-    dtype = _DTYPE.get(precision, torch.float32)
+    dtype = dtype_of(precision)
     machine = measure_machine(device, seconds=min(1.0, request["seconds"]))
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     models: dict[str, nn.Module] = {}
@@ -177,7 +158,7 @@ def _work(
 ) -> Callable[[], object]:
     # Images of noise: zeros would make some kernels (and denormals) unusually fast or slow.
     images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    run = _runner(model, device)
+    run = runner(model, device)
     return lambda: run(images)
 
 

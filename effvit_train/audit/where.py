@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,13 +11,13 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each submodule is in the mode that it was in."""
+def evaluating(*models: nn.Module, gradients: bool = False) -> Iterator[None]:
+    """Evaluation mode, without gradients unless they are asked for; afterwards each submodule is in its own mode."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()
     try:
-        with torch.no_grad():
+        with nullcontext() if gradients else torch.no_grad():
             yield
     finally:
         for module, training in modes:

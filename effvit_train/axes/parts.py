@@ -58,7 +58,7 @@ def _fairness(subject: Subject, memory: Memory) -> Found:
     columns = subject.data.groups("test", settings.groups)
     if not columns:
         reason = "the data set has no groups (columns of dataset.labels_csv beside path, label and split)"
-        return Measured(missing=dict.fromkeys(_FAIRNESS, reason)), {}
+        return Measured(missing=dict.fromkeys(fairness.KEYS, reason)), {}
     finite = subject.logits.isfinite().all(dim=1)
     predicted = torch.where(finite, subject.logits.argmax(dim=1), -1)
     found = {
@@ -193,16 +193,11 @@ def _approximation(subject: Subject, memory: Memory) -> Found:
     return approximation_.measure_approximation(subject.model, subject.normalise(images))
 
 
-_FAIRNESS = (
-    "fairness/worst_group_accuracy", "fairness/accuracy_gap", "fairness/reweighted_gap",
-    "fairness/demographic_parity_difference", "fairness/equalized_odds_difference",
-)  # fmt: skip
-
 PARTS: Mapping[str, AuditPart] = {
     part.name: part
     for part in (
         AuditPart("calibration", calibration.KEYS, _calibration, quick=True),
-        AuditPart("fairness", _FAIRNESS, _fairness, ("groups", "min_cell"), quick=True),
+        AuditPart("fairness", fairness.KEYS, _fairness, ("groups", "min_cell"), quick=True),
         AuditPart("spectral", (spectral.LOG_BOUND, spectral.STABLE_RANK), _spectral, quick=True),
         AuditPart(
             "predictors", (), _predictors, ("mc_dropout", "ensemble"), quick=True,

@@ -39,7 +39,7 @@ def audit(subject: Subject, run_dir: Path) -> tuple[Measured, dict[str, Any]]:
     """
     settings = subject.config.audit
     measured, told = Measured(), {}
-    base = _digest(subject)
+    base = ""
     for part in PARTS.values():
         if not part.wanted(settings):
             continue
@@ -47,6 +47,7 @@ def audit(subject: Subject, run_dir: Path) -> tuple[Measured, dict[str, Any]]:
             reason = LATER.format(level=settings.level) if settings.parts is None else LEFT_OUT
             measured.missing |= dict.fromkeys(part.keys, reason)
             continue
+        base = base or _digest(subject)
         memory = Memory(run_dir / FOLDER / f"{part.name}.json", _key(part, base, subject))
         found = memory.found
         if found is None:

@@ -16,6 +16,7 @@ from effvit_train.config import Config
 from effvit_train.data.datamodule import DataModule
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.precision import autocast
+from effvit_train.predictions import predict
 
 Ids = npt.NDArray[np.int64]
 
@@ -60,9 +61,7 @@ class Subject:
 
     def outputs(self, loader: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, K), labels and sample ids (n,) of a loader's images, on the CPU."""
-        parts = [(self.predict(batch.images).cpu(), batch.labels, batch.index) for batch in loader]
-        logits, labels, index = (torch.cat(column) for column in zip(*parts, strict=True))
-        return logits, labels, index
+        return predict(self.model, self.normalise, loader, self.device, self.precision)
 
     def images(self, ids: Ids) -> tuple[Tensor, Tensor]:
         """uint8 images (n, C, H, W) and labels (n,) of these samples, on `device`."""

@@ -8,6 +8,7 @@ from typing import Any, Optional, Union
 from effvit_train.errors import UserError, one_of
 
 STEMS = ("scattering",)
+TUNED = ("all", "head", "bias", "lora")  # `recipe.tune`
 POOLS = ("token", "avg", "map", "flat")
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from effvit_train.errors import UserError
+from effvit_train.models.config import TUNED
 
-ALL, HEAD, BIAS, LORA = TUNED = ("all", "head", "bias", "lora")
+ALL, HEAD, BIAS, LORA = TUNED
 
 
 class LowRank(nn.Module):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from effvit_train.audit import cost, probe
+from effvit_train.audit import probe
 from effvit_train.audit.cost import VIT_B16, efficient_error_rate, measure_cost
 from effvit_train.card import MEASURES, Measured
 from effvit_train.config import AuditConfig
@@ -117,7 +117,7 @@ def test_a_probe_that_hangs_leaves_reasons(
     def hang(*_: object, **__: object) -> None:
         raise subprocess.TimeoutExpired("probe", 600)
 
-    monkeypatch.setattr(cost.subprocess, "run", hang)
+    monkeypatch.setattr(subprocess, "run", hang)
     measured, _ = measure_cost(shipped[1], AuditConfig())
     assert "600" in measured.missing["cost/latency_ms"]
 

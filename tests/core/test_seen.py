@@ -267,12 +267,12 @@ def own(run: Path, via="training") -> dict:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> Path:
     """A run on another split of the digits."""
-    from effvit_train import job
+    from effvit_train import measuring
     from effvit_train.card import Measured
 
     directory = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))
+        patch.setattr(measuring, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))
         run_in(directory, patch, *SHORT, "dataset.split_seed=1", "run_dir=run")
     return directory / "run"
 

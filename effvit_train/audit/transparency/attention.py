@@ -124,18 +124,6 @@ def plain_attention(model: nn.Module) -> Iterator[None]:
             module.fused_attn = True
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode that it was found in."""
-    found = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in found:
-            module.training = training
-
-
 def _check(model: nn.Module) -> None:
     """Raise `NoAttentionError` for a model whose attention cannot be read."""
     if token_grid(model) is None or not isinstance(

@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from effvit_train.audit.transparency import faithfulness, maps
-from effvit_train.audit.transparency.attention import evaluating, token_grid
+from effvit_train.audit.transparency.attention import token_grid
+from effvit_train.audit.where import evaluating
 from effvit_train.card import Measured
 from effvit_train.proportions import Z95
 
@@ -81,7 +82,10 @@ def measure_transparency(
             raise ValueError(f"{method!r} is not one of {', '.join(maps.METHODS)}")
     if len(images) == 0:
         return _nothing("there are no images to explain")
-    with torch.inference_mode(False), evaluating(model):  # whatever the caller is in: gradients are needed
+    with (
+        torch.inference_mode(False),
+        evaluating(model, gradients=True),
+    ):  # whatever the caller is in: gradients are needed
         return _measure(model, normalise, images, sample_ids, seed, methods, steps)
 
 

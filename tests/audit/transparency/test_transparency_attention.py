@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from effvit_train.audit.transparency.attention import (
     NoAttentionError,
-    evaluating,
     plain_attention,
     queries,
     read_attention,
     unsupported,
 )
+from effvit_train.audit.where import evaluating
 from effvit_train.models.structure import read_structure
 from effvit_train.models.surgery import apply, cut_group, drop_block, first_units
 

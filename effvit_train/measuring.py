@@ -1,0 +1,57 @@
+"""All that is measured of a trained model, after its training or later: quality, cost, members, axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from effvit_train.attacks import attack
+from effvit_train.audit.cost import measure_cost
+from effvit_train.audit.quality import measure_quality
+from effvit_train.axes.run import audit
+from effvit_train.axes.subject import Subject
+from effvit_train.card import Measured
+from effvit_train.module import VisionModule
+from effvit_train.runs import RunDir
+
+
+def measure(
+    subject: Subject,
+    module: VisionModule,
+    run_dir: RunDir,
+    *,
+    delta: float | None,
+    shadow: Callable[[int], Path],
+) -> tuple[Measured, dict[str, Any]]:
+    """Measure what the configuration asks for.
+
+    Args:
+        subject: the model with its data.
+        module: that holds it.
+        run_dir: where its weights lie, and parts are kept.
+        delta: of a private training.
+        shadow: trains a shadow model (see `attacks.attack`).
+
+    Returns:
+        The measures, and the card's `provenance.cost_conditions`, `membership` and `audit`.
+    """
+    measured = measure_quality(subject.logits, subject.labels)
+    subject.say("measuring cost in a fresh process ...")
+    cost, conditions = measure_cost(
+        subject.record,
+        subject.config.audit,
+        weights=run_dir.weights,
+        num_threads=torch.get_num_threads(),
+        device="cuda" if subject.device.type == "cuda" else "cpu",
+    )
+    measured.merge(cost)
+    members, membership = attack(
+        module, subject.data, config=subject.config, delta=delta, run_dir=run_dir.path, shadow=shadow
+    )
+    measured.merge(members)
+    axes, facts = audit(subject, run_dir.path)
+    measured.merge(axes)
+    return measured, {"cost_conditions": conditions, "membership": membership, "audit": facts}
