@@ -5,6 +5,7 @@ Imports late: `--help` and a wrong override answer before torch is loaded.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -28,6 +29,11 @@ COMMANDS = {
     "audit": "measure a finished run again, on all axes [audit=full]",
     "report": "render the cards of finished runs again [--out DIR]",
     "runs": "the runs below a directory: status, epochs, accuracy, age, how to resume [--json]",
+}
+# Commands that take their own arguments: module and function.
+ACTIONS = {
+    "prune": "prune_command:prune",
+    "runs": "runs_command:runs",
 }
 EXAMPLES = (
     ("python train.py", "a small ViT on the digits, to a card, in about two minutes"),
@@ -60,15 +66,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": train,
         "cache": cache,
         "cost": cost,
-        "prune": prune,
         "audit": audit,
         "report": report,
-        "runs": runs,
     }
+    if command in ACTIONS:
+        _guarded(lambda: _load_action(ACTIONS[command])(arguments[1:]), [])
+        return
     if command not in actions:
         hint = did_you_mean(command, COMMANDS) or "see effvit --help"
         _fail(UserError(f"unknown command '{command}' (there are {', '.join(COMMANDS)})", remedy=hint))
     actions[command](arguments[1:])
+
+
+def _load_action(place: str) -> Callable[[Sequence[str]], None]:
+    module, _, name = place.partition(":")
+    action: Callable[[Sequence[str]], None] = getattr(importlib.import_module(f"effvit_train.{module}"), name)
+    return action
 
 
 def train(argv: Sequence[str] | None = None) -> None:
@@ -137,17 +150,6 @@ def cost(argv: Sequence[str]) -> None:
     _with_hydra(task, [*arguments, "hydra.run.dir=.", "hydra.output_subdir=null"])
 
 
-def prune(argv: Sequence[str]) -> None:
-    """`effvit prune RUN_DIR --target macs=0.5 [options]`: cuts the model of a finished run."""
-
-    def action() -> None:
-        from effvit_train import prune_command
-
-        prune_command.prune(argv)
-
-    _guarded(action, [])
-
-
 def audit(argv: Sequence[str]) -> None:
     """`effvit audit RUN_DIR [audit=full] [audit.KEY=VALUE ...]`: measures a finished run again."""
     arguments = [argument for argument in argv if argument not in ("-h", "--help")]
@@ -204,13 +206,6 @@ def _report(runs: Sequence[Path], out: Path | None) -> None:
         write_text(page, render(run, baseline=baseline))
         console.print(card_table(card, baseline))
         console.print(f"card: {page}", highlight=False, soft_wrap=True)
-
-
-def runs(argv: Sequence[str]) -> None:
-    """`effvit runs [DIR ...] [--status STATUS] [--json]`: the runs below a directory."""
-    from effvit_train import runs_command
-
-    _guarded(lambda: runs_command.runs(argv), [])
 
 
 def _task(cfg: DictConfig, overrides: list[str]) -> None:

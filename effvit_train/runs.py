@@ -10,6 +10,7 @@ import secrets
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ PACKAGES = (
     "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf",
     "wandb", "opacus", "numpy", "pillow",
 )  # fmt: skip
+_NOT_ENTERED = {"checkpoints", "wandb", "__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,15 @@ def fingerprint_of(run_dir: Path) -> str | None:
         return RunState.read(RunDir(run_dir).state).data or None
     except UserError:
         return None
+
+
+def run_directories(directory: Path) -> Iterator[Path]:
+    """The run directories at and below `directory`: those that hold a `state.json` or a card."""
+    for top, names, files in os.walk(directory):
+        if "state.json" in files or "card.json" in files:
+            names.clear()
+            yield Path(top)
+        names[:] = sorted(name for name in names if name not in _NOT_ENTERED and not name.startswith("."))
 
 
 def ensure_writable(path: Path, key: str = "run_dir") -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.text import Text
 from effvit_train import lock
 from effvit_train.card import Card
 from effvit_train.errors import UserError, did_you_mean
-from effvit_train.runs import RunDir, RunState, resume_command
+from effvit_train.runs import RunDir, RunState, resume_command, run_directories
 
 # `state.json` of a process that was killed still says "running"; its lock tells the truth.
 KILLED, UNREADABLE = "killed", "unreadable"
@@ -26,7 +25,6 @@ STATUSES = ("running", "done", "interrupted", KILLED, "failed", UNREADABLE)
 _RESUMABLE = ("interrupted", KILLED, "failed")
 _COLOURS = {"running": "cyan", "done": "green", "interrupted": "yellow", KILLED: "yellow", "failed": "red"}
 _WIDEST = 10_000
-_NOT_ENTERED = {"checkpoints", "wandb", "__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def runs(arguments: Sequence[str]) -> None:
 
 def find(directories: Iterable[Path]) -> list[Run]:
     """The runs below the directories, each once, oldest first."""
-    paths = {path.resolve(): path for directory in directories for path in _run_directories(directory)}
+    paths = {path.resolve(): path for directory in directories for path in run_directories(directory)}
     return sorted((read(path) for path in paths.values()), key=lambda run: (run.started, run.run_dir))
 
 
@@ -112,14 +110,6 @@ def read(path: Path) -> Run:
     return Run(
         str(path), status, epoch, _max_epochs(run_dir), accuracy, split, state.started, state.resumes, resume
     )
-
-
-def _run_directories(directory: Path) -> Iterator[Path]:
-    for top, names, files in os.walk(directory):
-        if "state.json" in files:
-            names.clear()
-            yield Path(top)
-        names[:] = [name for name in names if name not in _NOT_ENTERED and not name.startswith(".")]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
