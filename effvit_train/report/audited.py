@@ -21,7 +21,14 @@ _FOLLOWING = " AutoAttack is its four attacks one after another."
 
 def sections(data: RunData) -> list[str]:
     """All sections; those of parts that were not run are empty."""
-    return [calibration(data), robustness(data), fairness(data), *audited_model.sections(data)]
+    return [
+        calibration(data),
+        robustness(data),
+        fairness(data),
+        predictors(data),
+        members(data),
+        *audited_model.sections(data),
+    ]
 
 
 def calibration(data: RunData) -> str:
@@ -216,6 +223,63 @@ def _chance(facts: dict[str, Any]) -> str:
         f"If groups did not matter, the gap between best and worst would be {fmt.percent(mean)} on average and above "
         f"{fmt.percent(most)} in one of twenty cases; one as large as this has the probability {p:.2g}."
     )
+
+
+_PREDICTORS = ("quality/accuracy", "quality/nll", "calibration/ece", "calibration/brier")
+
+
+def predictors(data: RunData) -> str:
+    """The model beside what dropout at test time, and several runs together, make of the same images."""
+    facts = as_dict(as_dict(data.card.provenance.get("audit")).get("predictors"))
+    rows, reasons = [], ""
+    for key, name in (("mc_dropout", "Dropout left on"), ("ensemble", "Ensemble")):
+        found = as_dict(facts.get(key))
+        if reason := word(found.get("reason")):
+            reasons += markup.absent(f"{name}: {reason}")
+        elif values := as_dict(found.get("measures")):
+            members = count(found.get("members"))
+            what = "passes" if key == "mc_dropout" else "models"
+            rows.append((f"{name}, {members:,} {what}" if members else name, values))
+    if rows:
+        rows.insert(0, ("This model", data.card.measures))
+    head = "".join(f'<th scope="col" class="num">{fmt.measure_of(key).label}</th>' for key in _PREDICTORS)
+    lines = "".join(
+        f'<tr><th scope="row">{markup.text(name)}</th>'
+        + "".join(
+            f'<td class="num">{markup.text(fmt.value(k, number(values.get(k))))}</td>' for k in _PREDICTORS
+        )
+        + "</tr>"
+        for name, values in rows
+    )
+    table = (
+        f'<table><thead><tr><th scope="col">Predictor</th>{head}</tr></thead><tbody>{lines}</tbody></table>'
+        if rows
+        else ""
+    )
+    return markup.section("Other predictors", table + reasons)
+
+
+def members(data: RunData) -> str:
+    """How well training images are told from others, and by which attack."""
+    facts = as_dict(as_dict(data.card.provenance.get("membership")).get("attack"))
+    inside, outside = count(facts.get("members")), count(facts.get("others"))
+    area = number(data.card.measures.get("privacy/mia_auc"))
+    if area is None or not inside or not outside:
+        return ""
+    ends = pair(as_dict(facts.get("intervals")).get("privacy/mia_auc"))
+    around = f" (95 % interval {ends[0]:.3f}–{ends[1]:.3f})" if ends else ""
+    text = (
+        f"{word(facts.get('attack')) or 'An attack'} tells {inside:,} training images from {outside:,} others with an "
+        f"AUC of {area:.3f}{around}; 0.5 is chance."
+    )
+    if ends and ends[0] > 0.5:
+        text += " So the model gives away who was in its training data, beyond chance."
+    if models := count(facts.get("shadow_models")):
+        text += f" It trained {models:,} shadow models."
+    lira = number(as_dict(facts.get("lira")).get("auc"))
+    if lira is not None:
+        text += f" LiRA with the same models: {lira:.3f}."
+    return markup.section("Membership", hints(text[:1].upper() + text[1:]))
 
 
 def _reasons(*parts: tuple[str, Part]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from effvit_train.card import Card
 from effvit_train.proportions import wilson
 from effvit_train.report import format as fmt
+from effvit_train.report.audit_facts import interval
 from effvit_train.report.baseline import Baseline
 from effvit_train.report.inputs import Predictions, as_dict, read_predictions, test_count
 from effvit_train.report.mistakes import Paired, paired
@@ -51,6 +53,8 @@ class Comparison:
             doubt = "other conditions"
         elif key in ("quality/accuracy", "quality/balanced_accuracy", "quality/top5") and self.in_noise(key):
             doubt = "within noise"
+        elif (other := self.baseline.card) is not None:
+            doubt = _doubt(key, self.card, other)
         return fmt.change(key, self.card.measures.get(key), self.before(key), doubt=doubt)
 
     def in_noise(self, key: str = "quality/accuracy") -> bool:
@@ -72,6 +76,30 @@ class Comparison:
         low = difference - ((now - low_now) ** 2 + (high_before - before) ** 2) ** 0.5
         high = difference + ((high_now - now) ** 2 + (before - low_before) ** 2) ** 0.5
         return low <= 0 <= high
+
+
+def _doubt(key: str, card: Card, other: Card) -> str:
+    # The bound's size is that of the chain of layers first of all.
+    if key == "spectral/log_norm_bound" and card.measures.get("cost/params") != other.measures.get(
+        "cost/params"
+    ):
+        return "other architecture"
+    return "within noise" if _covers_zero(key, card, other) else ""
+
+
+def _covers_zero(key: str, card: Card, other: Card) -> bool:
+    """Whether the 95 % interval of the difference holds 0 (Zou & Donner 2008, from the intervals of both).
+
+    Both models saw the same images, which this leaves out: the interval is too wide rather than too narrow.
+    """
+    here, there = interval(card, key), interval(other, key)
+    now, before = card.measures.get(key), other.measures.get(key)
+    if here is None or there is None or now is None or before is None:
+        return False
+    difference = now - before
+    low = difference - math.hypot(now - here[0], there[1] - before)
+    high = difference + math.hypot(here[1] - now, before - there[0])
+    return low <= 0 <= high
 
 
 def _own_directory(card: Card) -> Path | None:

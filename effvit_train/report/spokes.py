@@ -13,7 +13,7 @@ from typing import Literal
 
 from effvit_train.card import Card
 from effvit_train.report import format as fmt
-from effvit_train.report.audit_facts import interval, number
+from effvit_train.report.audit_facts import number
 from effvit_train.report.compare import Comparison
 from effvit_train.report.inputs import is_private
 
@@ -228,28 +228,4 @@ def _missing(card: Card, key: str) -> str:
 def _doubt(key: str, comparison: Comparison) -> str:
     """Why a difference shows nothing; empty where it does."""
     change = comparison.change(key)
-    if change is not None and change.verdict == "unclear":
-        return change.word
-    other = comparison.baseline.card
-    assert other is not None
-    # The bound's size is that of the chain of layers first of all.
-    if key == "spectral/log_norm_bound" and comparison.card.measures.get("cost/params") != other.measures.get(
-        "cost/params"
-    ):
-        return "other architecture"
-    return "within noise" if _covers_zero(key, comparison.card, other) else ""
-
-
-def _covers_zero(key: str, card: Card, other: Card) -> bool:
-    """Whether the 95 % interval of the difference holds 0 (Zou & Donner 2008, from the intervals of both).
-
-    Both models saw the same images, which this leaves out: the interval is too wide rather than too narrow.
-    """
-    here, there = interval(card, key), interval(other, key)
-    now, before = card.measures.get(key), other.measures.get(key)
-    if here is None or there is None or now is None or before is None:
-        return False
-    difference = now - before
-    low = difference - math.hypot(now - here[0], there[1] - before)
-    high = difference + math.hypot(here[1] - now, before - there[0])
-    return low <= 0 <= high
+    return change.word if change is not None and change.verdict == "unclear" else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -259,3 +260,16 @@ def test_a_training_that_is_stopped_in_its_audit_goes_on_with_it(tmp_path, monke
     found = card(tmp_path / "run")
     assert found["measures"]["spectral/mean_stable_rank"] > 0
     assert not (tmp_path / "run" / FOLDER).exists()
+
+
+def test_an_audit_tells_the_wandb_run_of_the_training(tmp_path, monkeypatch, no_probe):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    typed = (*SMALL, "trainer.max_epochs=1", "dataset.num_workers=0", "audit=none", "run_dir=run")
+    run_in(tmp_path, monkeypatch, *typed)
+    before = set((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    found = audited(tmp_path / "run", "audit.parts=[calibration]")
+    (log,) = set((tmp_path / "run" / "wandb").glob("offline-run-*")) - before
+    assert log.name.endswith(before.pop().name.rpartition("-")[2])  # one run, continued
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(log)]
+    summary = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["summary"]
+    assert summary["calibration/ece"] == pytest.approx(found["measures"]["calibration/ece"])

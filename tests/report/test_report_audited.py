@@ -465,3 +465,68 @@ def test_the_audits_own_facts_are_understood(shown):
     ):  # fmt: skip
         low, high = interval(card, key)
         assert low <= values[key] <= high, key
+
+
+def test_other_predictors_and_the_attack_on_members(shown, run, tmp_path):
+    measures = {
+        "quality/accuracy": 0.97,
+        "quality/nll": 0.2,
+        "calibration/ece": 0.03,
+        "calibration/brier": 0.1,
+    }
+    page = shown(
+        {
+            "predictors": {
+                "ensemble": {"members": 2, "measures": measures},
+                "mc_dropout": {"reason": "no <dropout>"},
+            }
+        },
+        measures={"privacy/mia_auc": 0.63},
+    )
+    told = visible(section(page, "Other predictors"))
+    assert re.search(r"This model 90.0 % – – – Ensemble, 2 models 97.0 % 0.200 nats 3.0 % 0.100", told), told
+    assert "Dropout left on: no <dropout>" in told.replace("&lt;", "<").replace("&gt;", ">")
+    path = run(tmp_path / "attacked", values={"privacy/mia_auc": 0.63})
+    card = Card.read(path / "card.json")
+    attack = {
+        "attack": "RMIA, online", "members": 851, "others": 850, "shadow_models": 4, "lira": {"auc": 0.61},
+        "intervals": {"privacy/mia_auc": [0.6, 0.66]},
+    }  # fmt: skip
+    card.provenance["membership"] = {"attack": attack}
+    card.write(path / "card.json")
+    told = visible(section(render(path), "Membership"))
+    for text in ("RMIA, online tells 851 training images from 850 others with an AUC of 0.630 (95 % interval 0.600–0.660)",
+                 "beyond chance", "4 shadow models", "LiRA with the same models: 0.610"):  # fmt: skip
+        assert text in told
+    attack["intervals"] = {"privacy/mia_auc": [0.49, 0.66]}
+    card.write(path / "card.json")
+    assert "beyond chance" not in visible(section(render(path), "Membership"))
+
+
+def test_the_table_of_measures_has_the_doubts_of_the_chart(tmp_path, run):
+    """|0.80 - 0.82| = 0.02 < hypot(0.03, 0.03): the interval of the difference holds 0; 0.10 does not."""
+    from effvit_train.report.baseline import Baseline
+    from effvit_train.report.compare import Comparison
+
+    def made(name, auc, params):
+        path = run(
+            tmp_path / name,
+            values={"transparency/insertion_auc": auc, "spectral/log_norm_bound": auc, "cost/params": params},
+        )
+        card = Card.read(path / "card.json")
+        facts = {"curves": {}, "intervals": {"transparency/insertion_auc": [auc - 0.03, auc + 0.03]}}
+        card.provenance["audit"] = {"transparency": facts}
+        return card
+
+    before = made("before", 0.80, 1000.0)
+    words = [
+        Comparison(made(name, auc, 900.0), Baseline(None, before, ""))
+        .change("transparency/insertion_auc")
+        .word
+        for name, auc in (("near", 0.82), ("far", 0.90))
+    ]
+    assert words == ["within noise", "better"]
+    changed = Comparison(made("cut", 0.5, 900.0), Baseline(None, before, "")).change(
+        "spectral/log_norm_bound"
+    )
+    assert changed.word == "other architecture"
