@@ -123,7 +123,7 @@ def _labels(settings: Sequence[Settings]) -> list[str]:
         parts = [one.model, "+".join(one.techniques) or "plain"]
         parts += [_short(item) for item in one.overrides if item not in common]
         parts += [f"{one.epochs} epochs"] if several_epochs else []
-        parts += [f"data {one.data[:6]}"] if several_data else []
+        parts += [f"data {one.data.rpartition(':')[2][:6]}"] if several_data else []
         label = " ".join(parts)
         found.append(label if label not in found else f"{label} #{len(found) + 1}")
     return found

@@ -28,10 +28,12 @@ COMMANDS = {
     "prune": "cut the model of a finished run, without training it [--target macs=0.5]",
     "audit": "measure a finished run again, on all axes [audit=full]",
     "report": "render the cards of finished runs again [--out DIR]",
+    "compare": "two models, or two settings over seeds, on the same test images [A B --prices FILE]",
     "runs": "the runs below a directory: status, epochs, accuracy, age, how to resume [--json]",
 }
 # Commands that take their own arguments: module and function.
 ACTIONS = {
+    "compare": "compare_command:compare",
     "prune": "prune_command:prune",
     "runs": "runs_command:runs",
 }

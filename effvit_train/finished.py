@@ -64,10 +64,30 @@ def open_finished(path: Path, say: Callable[[str], None], *, overrides: Sequence
     """
     run_dir = RunDir(Path(path).expanduser().resolve())
     card = Card.read(run_dir.card)
-    cfg, first = load_resumed(run_dir, list(overrides))
-    config = load(cfg, first, say, stored=True)
+    config, first = _config(run_dir, overrides, say)
     record = ArchitectureRecord.read(run_dir.record)
     model = load_model(run_dir.path)
+    return Finished(run_dir, config, first, card, record, model, _data(run_dir, card, config, path, say))
+
+
+def open_data(
+    path: Path, say: Callable[[str], None], *, overrides: Sequence[str] = ()
+) -> tuple[Config, DataModule]:
+    """The configuration and data of a finished run, split as then; arguments and errors are `open_finished`'s."""
+    run_dir = RunDir(Path(path).expanduser().resolve())
+    card = Card.read(run_dir.card)
+    config, _ = _config(run_dir, overrides, say)
+    return config, _data(run_dir, card, config, path, say)
+
+
+def _config(
+    run_dir: RunDir, overrides: Sequence[str], say: Callable[[str], None]
+) -> tuple[Config, list[str]]:
+    cfg, first = load_resumed(run_dir, list(overrides))
+    return load(cfg, first, say, stored=True), first
+
+
+def _data(run_dir: RunDir, card: Card, config: Config, path: Path, say: Callable[[str], None]) -> DataModule:
     data = build_data(config, AugmentStream(config.seed), say)
     trained_on = fingerprint_of(run_dir.path) or (card.provenance.get("dataset") or {}).get("fingerprint")
     if data.info.fingerprint != trained_on:
@@ -75,7 +95,7 @@ def open_finished(path: Path, say: Callable[[str], None], *, overrides: Sequence
             f"the data are not those that {path} was trained on", key="dataset.root", value=config.dataset.root,
             remedy="give back the same files",
         )  # fmt: skip
-    return Finished(run_dir, config, first, card, record, model, data)
+    return data
 
 
 def open_model(path: str, *, like: ArchitectureRecord) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:

@@ -18,6 +18,11 @@ def repeat_command(card: Card) -> str:
     return _line(program(), _kept(card))
 
 
+def seeds_command(card: Card) -> str:
+    """The command line that trains the run's settings with three seeds."""
+    return _line(f"{program()} -m", [*_kept(card, without=("seed",)), SEEDS])
+
+
 def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
     """The next commands worth trying, best first: (command, why)."""
     if card.run.get("fast_dev_run"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from effvit_train.card import Card
-from effvit_train.proportions import wilson
+from effvit_train.paired import interval_unpaired
 from effvit_train.report import format as fmt
 from effvit_train.report.audit_facts import interval
 from effvit_train.report.baseline import Baseline
@@ -70,11 +70,7 @@ class Comparison:
         there = test_count(self.baseline.card) if self.baseline.card else None
         if now is None or before is None or here is None or there is None:
             return False
-        low_now, high_now = wilson(round(now * here), here)
-        low_before, high_before = wilson(round(before * there), there)
-        difference = now - before
-        low = difference - ((now - low_now) ** 2 + (high_before - before) ** 2) ** 0.5
-        high = difference + ((high_now - now) ** 2 + (before - low_before) ** 2) ** 0.5
+        low, high = interval_unpaired(round(before * there), there, round(now * here), here)
         return low <= 0 <= high
 
 

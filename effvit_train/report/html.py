@@ -59,9 +59,11 @@ def render(run_dir: Path, *, baseline: Baseline | None = None) -> str:
     return page(words.title(data.card), body)
 
 
-def page(title: str, body: str) -> str:
-    """A whole page around a body: one style sheet, nothing fetched, nothing run."""
-    style = resources.files("effvit_train.report").joinpath("card.css").read_text(encoding="utf-8")
+def page(title: str, body: str, *, more_style: str = "") -> str:
+    """A whole page around a body: one style sheet (and more rules after it), nothing fetched, nothing run."""
+    style = (
+        resources.files("effvit_train.report").joinpath("card.css").read_text(encoding="utf-8") + more_style
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from effvit_train.paired import mcnemar
 from effvit_train.report.inputs import Predictions
 
 
@@ -66,12 +67,3 @@ def paired(here: Predictions, there: Predictions) -> Paired | None:
     right_there = (there.predicted == there.labels)[theirs]
     b, c = int((right_here & ~right_there).sum()), int((right_there & ~right_here).sum())
     return Paired(b, c, mcnemar(b, c))
-
-
-def mcnemar(b: int, c: int) -> float:
-    """Two-sided exact p-value for `b` against `c` discordant pairs (McNemar 1947, binomial form)."""
-    n, tail, term = b + c, 0, 1
-    for i in range(min(b, c) + 1):
-        tail += term
-        term = term * (n - i) // (i + 1)
-    return min(1.0, 2 * tail / 2**n)

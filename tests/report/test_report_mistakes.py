@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from effvit_train.paired import mcnemar
 from effvit_train.report.inputs import Predictions
-from effvit_train.report.mistakes import Pair, confused_pairs, confusion, mcnemar, paired
+from effvit_train.report.mistakes import Pair, confused_pairs, confusion, paired
 
 
 def predictions(predicted, labels, classes, index=None):

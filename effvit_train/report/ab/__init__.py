@@ -1,0 +1,1 @@
+"""Two models, or two settings over several seeds, on the same test images: `effvit compare`."""
