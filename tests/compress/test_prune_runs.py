@@ -44,7 +44,7 @@ def cuts(run: Path) -> list[dict]:
 
 def prune(directory: Path, monkeypatch, *arguments: str) -> None:
     monkeypatch.chdir(directory)
-    cli.prune(list(arguments))
+    cli.main(["prune", *arguments])
 
 
 def test_a_run_ships_a_small_dense_model(tmp_path, monkeypatch, capsys):

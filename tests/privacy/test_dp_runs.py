@@ -519,11 +519,11 @@ def test_a_private_model_is_cut_by_its_weights_alone(tmp_path, monkeypatch, caps
     run_in(tmp_path, monkeypatch, *QUICK, "model.args.embed_dim=32", "run_dir=run")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        cli.prune(["run", "--target", "macs=0.7", "--round-to", "2"])
+        cli.main(["prune", "run", "--target", "macs=0.7", "--round-to", "2"])
     assert caught.value.code == 2
     assert "was trained with differential privacy" in capsys.readouterr().err
     by_weights = ["--importance", "magnitude", "--compensate", "none"]
-    cli.prune(["run", "--target", "macs=0.7", "--round-to", "2", *by_weights, "--out", "cut"])
+    cli.main(["prune", "run", "--target", "macs=0.7", "--round-to", "2", *by_weights, "--out", "cut"])
     assert spent(tmp_path / "cut") == spent(tmp_path / "run")
     fingerprint = json.loads((tmp_path / "run" / "state.json").read_text())["data"]
     assert fingerprint not in (tmp_path / "cut" / "card.json").read_text()
