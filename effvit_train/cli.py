@@ -92,6 +92,12 @@ def train(argv: Sequence[str] | None = None) -> None:
     if "-h" in arguments or "--help" in arguments:
         print(_train_help())
         sys.exit(0)
+    if any(argument.lstrip("+~").startswith(("sweep", "resume=")) for argument in arguments):
+        from effvit_train.search.command import is_search, search
+
+        if is_search(arguments):
+            _guarded(lambda: search(arguments), arguments)
+            return
     _with_hydra(_task, _redirect_run_dir(_redirect_resume(_redirect_queued_again(arguments))))
 
 
@@ -467,6 +473,7 @@ def _train_help() -> str:
         "",
         "  --cfg job          print the configuration instead of running",
         "  -m                 sweep: every combination of comma-separated values",
+        "  sweep=pareto       search for the best trade-offs (docs/search.md)",
         "  --config-dir DIR   add your own configurations",
         "  resume=RUN_DIR     go on with an interrupted run",
         f'  completion         eval "$({program} -sc install=bash)"',

@@ -93,7 +93,7 @@ class RunState:
     """`state.json`: where the run stands, and choices that a resume must repeat.
 
     Attributes:
-        status: running | interrupted | failed | done.
+        status: running | interrupted | abandoned (by a search) | failed | done.
         id: short id of the run, also its W&B id.
         started: UTC time of the first start, ISO 8601.
         resumes: how often the run was resumed.

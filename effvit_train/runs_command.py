@@ -21,9 +21,11 @@ from effvit_train.runs import RunDir, RunState, resume_command, run_directories
 
 # `state.json` of a process that was killed still says "running"; its lock tells the truth.
 KILLED, UNREADABLE = "killed", "unreadable"
-STATUSES = ("running", "done", "interrupted", KILLED, "failed", UNREADABLE)
-_RESUMABLE = ("interrupted", KILLED, "failed")
-_COLOURS = {"running": "cyan", "done": "green", "interrupted": "yellow", KILLED: "yellow", "failed": "red"}
+ABANDONED = "abandoned"  # a trial that its search has stopped early
+STATUSES = ("running", "done", "interrupted", KILLED, ABANDONED, "failed", UNREADABLE)
+_RESUMABLE = ("interrupted", KILLED, ABANDONED, "failed")
+_COLOURS = {"running": "cyan", "done": "green", "interrupted": "yellow", KILLED: "yellow",
+            ABANDONED: "yellow", "failed": "red"}  # fmt: skip
 _WIDEST = 10_000
 
 
