@@ -326,7 +326,7 @@ def _model_label(config: Config, overrides: list[str]) -> str:
 
 def _with_hydra(task: Callable[[DictConfig, list[str]], None], arguments: list[str]) -> None:
     """Compose with Hydra, run `task` once per job; every user's mistake ends in one line, exit 2."""
-    from effvit_train.compose import conf_dir, register
+    from effvit_train.compose import conf_dir, register, settings_of_swept_groups
 
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     script = sys.argv[0]
@@ -336,6 +336,11 @@ def _with_hydra(task: Callable[[DictConfig, list[str]], None], arguments: list[s
         from hydra.core.hydra_config import HydraConfig
 
         register()
+        typed = arguments
+        if {"-m", "--multirun"} & set(arguments):
+            if {"--cfg", "-c"} & set(arguments):
+                raise UserError("--cfg shows the configuration of one run", remedy="leave out -m")
+            typed = settings_of_swept_groups(arguments)
 
         def job(cfg: DictConfig) -> None:
             overrides = list(HydraConfig.get().overrides.task)
@@ -348,7 +353,7 @@ def _with_hydra(task: Callable[[DictConfig, list[str]], None], arguments: list[s
                 _fail(error, overrides)
 
         job.__module__ = __name__
-        sys.argv = [script, *arguments]
+        sys.argv = [script, *typed]
         # Hydra formats errors itself unless it is told to raise them
         os.environ["HYDRA_FULL_ERROR"] = "1"
         hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()

@@ -82,6 +82,25 @@ def typed_keys(overrides: Iterable[str]) -> set[str]:
     return {override.key_or_group for override in parse_overrides(overrides)}
 
 
+def settings_of_swept_groups(arguments: Iterable[str]) -> list[str]:
+    """The arguments of a sweep, with settings of a group that is swept written as choices of one.
+
+    Hydra composes once without what is swept, to see whether all the rest can be; a setting of
+    `compress=prune` cannot where `compress` is what is swept. What is itself a choice is left out then.
+    """
+    found = list(arguments)
+    overrides = [item for item in found if "=" in item and not item.startswith("-")]
+    swept = {item.key_or_group for item in parse_overrides(overrides) if item.is_sweep_override()}
+
+    def written(item: str) -> str:
+        key, sign, value = item.partition("=")
+        fixed = item in overrides and not parse_overrides([item])[0].is_sweep_override()
+        group = key.lstrip("+").partition(".")[0]
+        return f"{key}=choice({value})" if fixed and sign and "." in key and group in swept else item
+
+    return [written(item) for item in found]
+
+
 def load(
     cfg: DictConfig, overrides: list[str], say: Callable[[str], None], *, stored: bool = False
 ) -> Config:

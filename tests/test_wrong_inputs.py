@@ -271,6 +271,20 @@ def test_as_a_process_too(train_py, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_swept_group_with_a_setting_is_composed_job_by_job(in_empty_directory, capfd):
+    """Hydra first composes without what is swept, where the setting's group is not switched on."""
+    with pytest.raises(SystemExit) as caught:
+        cli.train(["-m", "compress=[prune],[distill,prune]", "compress.prune.target.macs=2"])
+    err = capfd.readouterr().err
+    assert caught.value.code == 2
+    assert "compress.prune.target.macs=2" in err
+    assert "not switched on" not in err
+    with pytest.raises(SystemExit) as caught:
+        cli.train(["-m", "seed=1,2", "--cfg", "job"])
+    assert caught.value.code == 2
+    assert "--cfg shows the configuration of one run; leave out -m" in capfd.readouterr().err
+
+
 def test_an_unknown_command(capfd):
     with pytest.raises(SystemExit) as caught:
         cli.main(["trian"])

@@ -8,7 +8,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from effvit_train.compose import GROUPS, conf_dir, explain, group_options, load, register
+from effvit_train.compose import (
+    GROUPS,
+    conf_dir,
+    explain,
+    group_options,
+    load,
+    register,
+    settings_of_swept_groups,
+)
 from effvit_train.errors import UserError
 from effvit_train.privacy.config import PrivacyConfig
 
@@ -129,3 +137,15 @@ def test_the_stored_configuration_is_plain_yaml():
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", overrides=["compress=distill"])
     assert "!!python" not in OmegaConf.to_yaml(cfg)
+
+
+def test_settings_of_a_swept_group_are_choices_of_one():
+    typed = [
+        "-m", "compress=[prune],[distill,prune]", "compress.prune.target.macs=0.5", "model.args.depth=2",
+        "+compress.prune.x='a b'", "compress.prune.rounds=1,2",
+    ]  # fmt: skip
+    assert settings_of_swept_groups(typed) == [
+        *typed[:2], "compress.prune.target.macs=choice(0.5)", typed[3], "+compress.prune.x=choice('a b')", typed[5],
+    ]  # fmt: skip
+    fixed = ["-m", "compress=prune", "compress.prune.target.macs=0.5", "seed=1,2"]
+    assert settings_of_swept_groups(fixed) == fixed
