@@ -15,7 +15,7 @@ _ELSEWHERE = (
     "seed", "run_dir", "name", "resume", "cache_dir", "logger", "audit", "hydra", "sweep", "model",
     "compress", "privacy", "dataset.root", "dataset.num_workers", "trainer.max_epochs", "trainer.num_threads",
     "trainer.progress_bar", "trainer.checkpoint_every", "trainer.log_every_n_steps", "trainer.accelerator",
-    "trainer.check_val_every_n_epoch",
+    "trainer.check_val_every_n_epoch", "privacy.max_physical_batch", "privacy.secret",
 )  # fmt: skip
 _WHOLE = ("seed", "run_dir", "name", "resume", "cache_dir", "logger", "audit", "hydra", "sweep")
 

@@ -29,11 +29,13 @@ COMMANDS = {
     "audit": "measure a finished run again, on all axes [audit=full]",
     "report": "render the cards of finished runs again [--out DIR]",
     "compare": "two models, or two settings over seeds, on the same test images [A B --prices FILE]",
+    "advise": "from finished runs: what each technique does, which to add next, what to try [--budget ...]",
     "runs": "the runs below a directory: status, epochs, accuracy, age, how to resume [--json]",
 }
 # Commands that take their own arguments: module and function.
 ACTIONS = {
     "compare": "compare_command:compare",
+    "advise": "advise_command:advise",
     "prune": "prune_command:prune",
     "runs": "runs_command:runs",
 }
@@ -98,6 +100,7 @@ def train(argv: Sequence[str] | None = None) -> None:
         if is_search(arguments):
             _guarded(lambda: search(arguments), arguments)
             return
+    arguments = _as_sweep(arguments)
     _with_hydra(_task, _redirect_run_dir(_redirect_resume(_redirect_queued_again(arguments))))
 
 
@@ -127,7 +130,7 @@ def cache(argv: Sequence[str]) -> None:
             print("\ninterrupted; the same command goes on")
             sys.exit(130)
 
-    _with_hydra(task, [*argv, "hydra.run.dir=.", "hydra.output_subdir=null"])
+    _with_hydra(task, [*argv, "hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"])
 
 
 def cost(argv: Sequence[str]) -> None:
@@ -155,7 +158,7 @@ def cost(argv: Sequence[str]) -> None:
         print_cost(_load(cfg, overrides), as_json=as_json, native=native)
 
     arguments = [argument for argument in argv if argument != "--json"]
-    _with_hydra(task, [*arguments, "hydra.run.dir=.", "hydra.output_subdir=null"])
+    _with_hydra(task, [*arguments, "hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"])
 
 
 def audit(argv: Sequence[str]) -> None:
@@ -308,8 +311,9 @@ def _run(config: Config, overrides: list[str], run_dir: RunDir, *, resumed: bool
 
 
 def _load(cfg: DictConfig, overrides: list[str], *, stored: bool = False) -> Config:
-    from effvit_train.compose import load
+    from effvit_train.compose import load, refuse_set
 
+    refuse_set()
     return load(cfg, overrides, print, stored=stored)
 
 
@@ -397,6 +401,15 @@ def _fail(error: Exception, overrides: Sequence[str] = ()) -> None:
         sys.exit(1)
     print(f"error: {ours}", file=sys.stderr)
     sys.exit(2)
+
+
+def _as_sweep(arguments: list[str]) -> list[str]:
+    """An experiment that is a set of runs is a sweep, with or without -m."""
+    if {"-m", "--multirun", "--cfg", "--info", "-c", "-i", "-sc", "--shell_completion"} & set(arguments):
+        return arguments
+    from effvit_train.compose import is_set
+
+    return ["--multirun", *arguments] if is_set(arguments) else arguments
 
 
 def _redirect_queued_again(arguments: list[str]) -> list[str]:

@@ -26,6 +26,7 @@ from effvit_train.models.config import ModelConfig
 from effvit_train.parts import check_composition
 from effvit_train.privacy.config import PrivacyConfig
 from effvit_train.runs import RunDir
+from effvit_train.sweep import steps
 from effvit_train.techniques import all_parts, techniques
 
 GROUPS = ("model", "compress", "privacy", "dataset", "recipe", "trainer", "logger", "audit", "experiment")
@@ -56,10 +57,38 @@ def register() -> None:
     for name, module in techniques().items():
         if module.PART.schema is not None:
             store.store(group=f"schema/{module.PART.key}", name=name, node=module.PART.schema)
+    steps.register()
     OmegaConf.register_new_resolver("short_id", lambda: _SHORT_ID, replace=True)
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("user_cache", _user_cache, replace=True)
+
+
+def is_set(arguments: Iterable[str]) -> bool:
+    """Whether this command line names an experiment that is a set of runs (`hydra.mode: MULTIRUN`)."""
+    words = list(arguments)
+    directories = [conf_dir()]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, _, value = word.partition("=")
+        if option in ("--config-dir", "-cd"):
+            directories.append(Path(value or following))
+    named = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("experiment=")]
+    files = [folder / "experiment" / f"{name}.yaml" for name in named for folder in directories]
+    return any(_is_set(OmegaConf.load(path)) for path in files if path.is_file())
+
+
+def _is_set(experiment: Any) -> bool:
+    return OmegaConf.select(experiment, "hydra.mode") == "MULTIRUN"
+
+
+def refuse_set() -> None:
+    """`UserError` in a job that should be one run and names a set of them."""
+    if HydraConfig.initialized() and "steps" in HydraConfig.get().sweeper:
+        name = HydraConfig.get().runtime.choices.get("experiment")
+        raise UserError(
+            "is a set of runs, not one", key="experiment", value=name,
+            remedy=f"python train.py experiment={name}, neither swept nor part of another command",
+        )  # fmt: skip
 
 
 def parse_overrides(overrides: Iterable[str]) -> list[Override]:

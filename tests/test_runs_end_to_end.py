@@ -227,7 +227,8 @@ def test_a_timm_model_with_a_weights_file_can_teach(tmp_path, monkeypatch, no_pr
     assert 0.0 <= found["accuracy"] <= 0.4  # untrained
 
 
-OPTIONS = [(group, option) for group in GROUPS for option in group_options(group)]
+SETS = ("first_steps",)  # of runs, each of which tests/advice looks at
+OPTIONS = [(group, option) for group in GROUPS for option in group_options(group) if option not in SETS]
 
 
 def option_arguments(group: str, option: str, directory: Path, monkeypatch) -> list[str]:

@@ -1,0 +1,1 @@
+"""From the cards at hand: what each technique does, what to add next, what to try."""

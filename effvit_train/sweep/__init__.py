@@ -1,0 +1,1 @@
+"""Sweeps: which jobs one command line makes."""
