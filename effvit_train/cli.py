@@ -1,4 +1,4 @@
-"""The command line: `python train.py ...` and `effvit train|cache|cost|prune|report|runs ...`.
+"""The command line: `python train.py ...` and `effvit train|inspect|cache|cost|prune|report|check|runs ...`.
 
 Imports late: `--help` and a wrong override answer before torch is loaded.
 """
@@ -24,18 +24,21 @@ if TYPE_CHECKING:
 COMMANDS = {
     "train": "train a model and write its card (the same as python train.py)",
     "cache": "let a teacher judge the training images ahead of the runs that learn from it",
+    "inspect": "take stock of a data set before training on it [--json] [--learning-curve]",
     "cost": "what any model would cost on this machine, without training it [--json]",
     "prune": "cut the model of a finished run, without training it [--target macs=0.5]",
     "audit": "measure a finished run again, on all axes [audit=full]",
     "report": "render the cards of finished runs again [--out DIR]",
     "compare": "two models, or two settings over seeds, on the same test images [A B --prices FILE]",
     "advise": "from finished runs: what each technique does, which to add next, what to try [--budget ...]",
+    "check": "hold finished runs against budgets: exit 0 or 1, for CI [--budget 'cost/latency_ms<=5']",
     "runs": "the runs below a directory: status, epochs, accuracy, age, how to resume [--json]",
 }
 # Commands that take their own arguments: module and function.
 ACTIONS = {
     "compare": "compare_command:compare",
     "advise": "advise_command:advise",
+    "check": "check_command:check",
     "prune": "prune_command:prune",
     "runs": "runs_command:runs",
 }
@@ -70,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": train,
         "cache": cache,
         "cost": cost,
+        "inspect": inspect,
         "audit": audit,
         "report": report,
     }
@@ -131,6 +135,18 @@ def cache(argv: Sequence[str]) -> None:
             sys.exit(130)
 
     _with_hydra(task, [*argv, "hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"])
+
+
+def inspect(argv: Sequence[str]) -> None:
+    """`effvit inspect [options] [overrides]`: takes stock of the data set that they name."""
+    from effvit_train import inspect_command
+
+    def action() -> None:
+        options, overrides = inspect_command.parse(argv)
+        arguments = [*overrides, "hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]
+        _with_hydra(lambda cfg, typed: inspect_command.inspect(options, cfg, typed), arguments)
+
+    _guarded(action, [])
 
 
 def cost(argv: Sequence[str]) -> None:

@@ -1,0 +1,1 @@
+"""Taking stock of a data set before anything is trained on it. Nothing here needs torch but `trainings`."""
