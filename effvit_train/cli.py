@@ -33,6 +33,7 @@ COMMANDS = {
     "advise": "from finished runs: what each technique does, which to add next, what to try [--budget ...]",
     "check": "hold finished runs against budgets: exit 0 or 1, for CI [--budget 'cost/latency_ms<=5']",
     "runs": "the runs below a directory: status, epochs, accuracy, age, how to resume [--json]",
+    "sweep": "the jobs of a sweep: status DIR [--json], or retry DIR: those that are not done",
 }
 # Commands that take their own arguments: module and function.
 ACTIONS = {
@@ -41,6 +42,7 @@ ACTIONS = {
     "check": "check_command:check",
     "prune": "prune_command:prune",
     "runs": "runs_command:runs",
+    "sweep": "sweep_command:sweep",
 }
 EXAMPLES = (
     ("python train.py", "a small ViT on the digits, to a card, in about two minutes"),
@@ -106,6 +108,11 @@ def train(argv: Sequence[str] | None = None) -> None:
             return
     arguments = _as_sweep(arguments)
     _with_hydra(_task, _redirect_run_dir(_redirect_resume(_redirect_queued_again(arguments))))
+    if {"-m", "--multirun"} & set(arguments):
+        from effvit_train.sweep.launchers import SweepLauncher
+
+        if SweepLauncher.exit_code:
+            sys.exit(SweepLauncher.exit_code)
 
 
 def cache(argv: Sequence[str]) -> None:
@@ -241,7 +248,13 @@ def _task(cfg: DictConfig, overrides: list[str]) -> None:
     from effvit_train.runs import RunDir, discard
 
     if cfg.resume is not None:
-        _resume(RunDir(Path(cfg.resume).expanduser().resolve()), overrides)
+        resumed = RunDir(Path(cfg.resume).expanduser().resolve())
+        try:
+            _resume(resumed, overrides)
+        except Exception as error:
+            if not _changes(overrides):  # or the fault may be in what was typed, and not the run's
+                _keep_error(resumed, error)
+            raise
         return
     run_dir = RunDir(Path(HydraConfig.get().runtime.output_dir))
     try:
@@ -253,6 +266,7 @@ def _task(cfg: DictConfig, overrides: list[str]) -> None:
             discard(run_dir.path)
         else:
             _run(config, overrides, run_dir)
+            discard(run_dir.path)  # another than the first process has nothing in a directory of its own
     except BaseException:
         discard(run_dir.path)
         raise
@@ -279,10 +293,32 @@ def _resume(run_dir: RunDir, overrides: list[str]) -> None:
             )  # fmt: skip
         print(f"{run_dir.path} is finished ({state.epochs} epochs): nothing to do\ncard: {run_dir.html}")
         return
-    changed = [
-        item for item in overrides if not item.lstrip("+").startswith(("resume=", "hydra", "run_dir="))
-    ]
-    _run(config, [*first, *changed], run_dir, resumed=True)
+    _run(config, [*first, *_changes(overrides)], run_dir, resumed=True)
+
+
+def _changes(overrides: list[str]) -> list[str]:
+    """What the command line of a resume changes of the run."""
+    return [item for item in overrides if not item.lstrip("+").startswith(("resume=", "hydra", "run_dir="))]
+
+
+def _keep_error(run_dir: RunDir, error: Exception) -> None:
+    """Nobody reads what a job of a sweep prints: the one line stays in state.json, for `effvit sweep status`."""
+    import contextlib
+
+    from effvit_train import lock
+    from effvit_train.compose import explain
+    from effvit_train.errors import first_line
+    from effvit_train.runs import QUEUED, RunState
+
+    if lock.holder(run_dir.path) is not None:  # another process runs it: nothing has failed but this one
+        return
+    with contextlib.suppress(UserError, OSError):
+        state = RunState.read(run_dir.state)
+        if state.status == "done":
+            return
+        state.status = "failed" if state.status == QUEUED else state.status
+        state.error = str(explain(error, []) or first_line(error))
+        state.write(run_dir.state)
 
 
 def _run(config: Config, overrides: list[str], run_dir: RunDir, *, resumed: bool = False) -> None:
@@ -297,8 +333,8 @@ def _run(config: Config, overrides: list[str], run_dir: RunDir, *, resumed: bool
         and "LOCAL_RANK" not in os.environ
     ):
         raise UserError(
-            "several processes cannot be started from a sweep", key="trainer.devices", value=config.trainer.devices,
-            remedy="use one device per job, or launch each run with torchrun or srun",
+            "several processes cannot be started from a sweep in this process", key="trainer.devices",
+            value=config.trainer.devices, remedy="add hydra/launcher=parallel or slurm, or use one device per job",
         )  # fmt: skip
     ensure_writable(run_dir.path)
     from effvit_train import slurm
@@ -308,11 +344,12 @@ def _run(config: Config, overrides: list[str], run_dir: RunDir, *, resumed: bool
     stop.defer(True)  # importing takes seconds, and half an import cannot be taken up again
     try:
         with stop:
+            from effvit_train.compose import model_label
             from effvit_train.job import Job, is_first_process, run_job
 
             stop.defer(False)
             stop.check()
-            model = _model_label(config, overrides)
+            model = model_label(config, overrides)
             run_job(Job(config, run_dir, config.name, model, overrides, resumed=resumed, stop=stop))
     except Interrupted as stopped:
         if not is_first_process():
@@ -331,17 +368,6 @@ def _load(cfg: DictConfig, overrides: list[str], *, stored: bool = False) -> Con
 
     refuse_set()
     return load(cfg, overrides, print, stored=stored)
-
-
-def _model_label(config: Config, overrides: list[str]) -> str:
-    """The model as the user named it: the group's option, or a timm name."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from effvit_train.compose import architecture_replaced, typed_keys
-
-    if architecture_replaced(config, typed_keys(overrides)):
-        return config.model.name
-    return str(HydraConfig.get().runtime.choices["model"])
 
 
 def _with_hydra(task: Callable[[DictConfig, list[str]], None], arguments: list[str]) -> None:
@@ -465,8 +491,9 @@ def _redirect_run_dir(arguments: list[str]) -> list[str]:
         return arguments
     sweep = bool({"-m", "--multirun"} & set(arguments))
     path = Path(given[-1][8:].strip("'\"")).expanduser()
-    if any(path.glob("*/state.json" if sweep else "state.json")) and "LOCAL_RANK" not in os.environ:
-        remedy = "give another directory" if sweep else f"go on with resume={path}, or give another directory"
+    if any(path.glob("*/state.json" if sweep else "state.json")) and _starts_the_run():
+        go_on = f"effvit sweep retry {path}" if sweep else f"resume={path}"
+        remedy = f"go on with {go_on}, or give another directory"
         _fail(UserError("holds a run already", key="run_dir", value=path, remedy=remedy))
     if not sweep:
         return arguments
@@ -474,6 +501,11 @@ def _redirect_run_dir(arguments: list[str]) -> list[str]:
         *(argument for argument in arguments if argument not in given),
         f"hydra.sweep.dir={given[-1][8:]}",
     ]
+
+
+def _starts_the_run() -> bool:
+    """Whether no process before us, of the same run, has made its directory."""
+    return "LOCAL_RANK" not in os.environ and os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def _help() -> str:

@@ -27,6 +27,8 @@ from effvit_train.parts import check_composition
 from effvit_train.privacy.config import PrivacyConfig
 from effvit_train.runs import RunDir
 from effvit_train.sweep import steps
+from effvit_train.sweep.launchers import register_launchers
+from effvit_train.sweep.settings import launcher_keys
 from effvit_train.techniques import all_parts, techniques
 
 GROUPS = ("model", "compress", "privacy", "dataset", "recipe", "trainer", "logger", "audit", "experiment")
@@ -62,6 +64,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("run_id", _run_id, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("user_cache", _user_cache, replace=True)
+    register_launchers()
 
 
 def is_set(arguments: Iterable[str]) -> bool:
@@ -173,6 +176,13 @@ def architecture_replaced(config: Config, typed: set[str]) -> bool:
         return False
     group = conf_dir() / "model" / f"{HydraConfig.get().runtime.choices.get('model')}.yaml"
     return group.is_file() and OmegaConf.select(OmegaConf.load(group), "name") != config.model.name
+
+
+def model_label(config: Config, overrides: list[str]) -> str:
+    """The model as the user named it: the group's option, or a timm name."""
+    if architecture_replaced(config, typed_keys(overrides)):
+        return config.model.name
+    return str(HydraConfig.get().runtime.choices["model"])
 
 
 def _absolute_paths(config: Config) -> None:
@@ -304,7 +314,7 @@ def _unknown_key(full_key: str, overrides: list[str]) -> UserError:
     parent, _, name = full_key.rpartition(".")
     if parent == "compress" and name in techniques():
         return UserError(f"{name} is not switched on", key=full_key, remedy=f"add compress={name}")
-    keys = schema_keys(parent)
+    keys = launcher_keys(overrides) if parent == "hydra.launcher" else schema_keys(parent)
     if keys is None:
         return UserError(
             "unknown key", key=full_key, remedy=f"write +{full_key}=... to add a key of your own"

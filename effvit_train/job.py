@@ -19,7 +19,7 @@ from effvit_train.checkpoint_file import Found, find
 from effvit_train.checkpoints import CheckpointIO
 from effvit_train.config import Config
 from effvit_train.data.info import DataInfo
-from effvit_train.errors import MachineError, UserError
+from effvit_train.errors import MachineError, UserError, first_line
 from effvit_train.files import FULL, remove_temporaries, write_text
 from effvit_train.lock import RunLock
 from effvit_train.measuring import measure
@@ -31,6 +31,7 @@ from effvit_train.report.html import write_html
 from effvit_train.report.terminal import card_table, next_commands
 from effvit_train.report.tracking import Tracker, start
 from effvit_train.runs import (
+    QUEUED,
     RunDir,
     RunState,
     environment,
@@ -131,7 +132,7 @@ def _run(job: Job) -> Card | None:
             state.write(run_dir.state)
 
     try:
-        found = _checkpoint(job)
+        found = _checkpoint(job, begun=state.resumes > 0)
         built = build(config, precision=state.precision, train=teacher_trainer(job, run_job), say=job.say)
         _same_data(state, built.data.info)
         state.precision = built.precision.name
@@ -183,7 +184,11 @@ def _state(job: Job, exists: bool) -> RunState:
             remedy=f"go on with resume={job.run_dir.path}, or give another directory",
         )  # fmt: skip
     state = RunState.read(job.run_dir.state) if exists and job.resumed else RunState.new()
-    state.resumes += job.resumed and exists
+    if state.status == QUEUED:
+        state.begin()
+    else:
+        state.resumes += job.resumed and exists
+    state.error = None
     state.name, state.model, state.status = state.name or job.name, state.model or job.model, "running"
     return state
 
@@ -192,7 +197,9 @@ def _failed(run_dir: RunDir, state: RunState, before: str | None, error: BaseExc
     """Leave state.json as it should be found."""
     if not is_first_process():
         return
-    state.status = "interrupted" if isinstance(error, Interrupted) else "failed"
+    interrupted = isinstance(error, Interrupted)
+    state.status = "interrupted" if interrupted else "failed"
+    state.error = None if interrupted else first_line(error)
     try:
         if not isinstance(error, UserError):
             state.write(run_dir.state)
@@ -228,13 +235,14 @@ class _Clock:
         return self._before
 
 
-def _checkpoint(job: Job) -> Found | None:
+def _checkpoint(job: Job, *, begun: bool) -> Found | None:
     """The checkpoint to go on from; refuses damage beyond help, and one past the end, before anything starts."""
     if not job.resumed:
         return None
     found = find(job.run_dir)
     if found is None:
-        job.say("no checkpoint yet: the run starts again in its directory")
+        if begun:
+            job.say("no checkpoint yet: the run starts again in its directory")
         return None
     position = found.content["position"]
     begun = position["epochs"] + (position["batches"] > 0)

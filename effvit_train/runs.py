@@ -23,6 +23,7 @@ PACKAGES = (
     "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf",
     "wandb", "opacus", "numpy", "pillow",
 )  # fmt: skip
+QUEUED = "queued"
 _NOT_ENTERED = {"checkpoints", "wandb", "__pycache__"}
 
 
@@ -93,7 +94,8 @@ class RunState:
     """`state.json`: where the run stands, and choices that a resume must repeat.
 
     Attributes:
-        status: running | interrupted | abandoned (by a search) | failed | done.
+        status: queued (a job of a sweep, not begun) | running | interrupted | abandoned (by a search) | failed |
+            done.
         id: short id of the run, also its W&B id.
         started: UTC time of the first start, ISO 8601.
         resumes: how often the run was resumed.
@@ -107,6 +109,7 @@ class RunState:
         changes: what of it changed from one start to the next.
         slurm_job: the Slurm job that started it, which is to find it again when it is requeued.
         made_by: the command that made it of another run; None for a training.
+        error: the one line that the last start ended with; None where it did not fail.
     """
 
     status: str
@@ -124,12 +127,17 @@ class RunState:
     changes: list[str] = field(default_factory=list)
     slurm_job: str | None = None
     made_by: str | None = None
+    error: str | None = None
 
     @classmethod
     def new(cls) -> RunState:
         """The state of a run that starts now."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return cls("running", secrets.token_hex(4), now, slurm_job=slurm_job())
+
+    def begin(self) -> None:
+        """A queued run starts now, in the Slurm job that we run in, if any."""
+        self.started, self.slurm_job = datetime.now(UTC).isoformat(timespec="seconds"), slurm_job()
 
     def enter(self, environment: dict[str, Any]) -> list[str]:
         """Take over where this start runs; returns what differs from the start before, in words."""

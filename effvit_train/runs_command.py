@@ -17,15 +17,15 @@ from rich.text import Text
 from effvit_train import lock
 from effvit_train.card import Card
 from effvit_train.errors import UserError, did_you_mean
-from effvit_train.runs import RunDir, RunState, resume_command, run_directories
+from effvit_train.runs import QUEUED, RunDir, RunState, resume_command, run_directories
 
 # `state.json` of a process that was killed still says "running"; its lock tells the truth.
 KILLED, UNREADABLE = "killed", "unreadable"
 ABANDONED = "abandoned"  # a trial that its search has stopped early
-STATUSES = ("running", "done", "interrupted", KILLED, ABANDONED, "failed", UNREADABLE)
-_RESUMABLE = ("interrupted", KILLED, ABANDONED, "failed")
-_COLOURS = {"running": "cyan", "done": "green", "interrupted": "yellow", KILLED: "yellow",
-            ABANDONED: "yellow", "failed": "red"}  # fmt: skip
+STATUSES = ("running", "done", "interrupted", KILLED, ABANDONED, "failed", QUEUED, UNREADABLE)
+_RESUMABLE = (QUEUED, "interrupted", KILLED, ABANDONED, "failed")
+COLOURS = {"running": "cyan", "done": "green", "interrupted": "yellow", KILLED: "yellow", ABANDONED: "yellow",
+           "failed": "red"}  # fmt: skip
 _WIDEST = 10_000
 
 
@@ -44,6 +44,7 @@ class Run:
         started: UTC time of the first start, ISO 8601; empty when unreadable.
         resumes: how often it was resumed.
         resume: the command that goes on with it; None where there is nothing to go on with.
+        error: the one line that its last start ended with; None where it did not fail.
     """
 
     run_dir: str
@@ -55,6 +56,7 @@ class Run:
     started: str
     resumes: int
     resume: str | None
+    error: str | None = None
 
 
 def runs(arguments: Sequence[str]) -> None:
@@ -110,8 +112,9 @@ def read(path: Path) -> Run:
     accuracy, split = _accuracy(run_dir, rows, done=status == "done")
     resume = resume_command(path) if status in _RESUMABLE else None
     return Run(
-        str(path), status, epoch, _max_epochs(run_dir), accuracy, split, state.started, state.resumes, resume
-    )
+        str(path), status, epoch, _max_epochs(run_dir), accuracy, split, state.started, state.resumes, resume,
+        state.error,
+    )  # fmt: skip
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -161,7 +164,7 @@ def _print(found: list[Run], now: datetime) -> None:
         accuracy = "" if run.accuracy is None else f"{run.accuracy:.3f} {run.split:>4}"
         table.add_row(
             Text(run.run_dir),
-            Text(run.status, _COLOURS.get(run.status, "red")),
+            Text(run.status, COLOURS.get(run.status, "red")),
             f"{run.epoch}/{of}",
             accuracy,
             age(run.started, now),

@@ -16,6 +16,7 @@ from effvit_train.errors import UserError
 from effvit_train.runs import RunDir, RunState, slurm_job
 from effvit_train.signals import SIGNALS
 
+MOST_RESTARTS = "EFFVIT_MOST_RESTARTS"  # set by a sweep: how often one job is queued again
 _SECONDS = 20.0  # Slurm's controller answers within a second, a busy one within ten
 
 
@@ -51,6 +52,8 @@ def queue_again(signum: int) -> bool:
     process ignores signals: Slurm sends SIGTERM now, which must not change how it ends.
     """
     if slurm_job() is None or signum == signal.SIGINT or os.environ.get("SUBMITIT_EXECUTOR"):
+        return False
+    if _restarts() >= int(os.environ.get(MOST_RESTARTS) or _restarts() + 1):
         return False
     job = _own_name()
     facts = _facts(_scontrol("show", "job", job))

@@ -186,7 +186,7 @@ CASES = {
     "no such strategy": ("trainer.strategy=foo", None, "trainer.strategy=foo", "trainer.strategy=auto"),
     "teacher's recipe": ("compress=distill compress.distill.trained.recipe.lr=-1", None, "compress.distill.trained.recipe.lr=-1", "positive"),
     "cache that cannot be written": ("compress=distill cache_dir=/proc/nope", None, "cache_dir=/proc/nope", "cannot be written"),
-    "sweep over processes": ("-m seed=1,2 trainer.devices=2", None, "trainer.devices=2", "torchrun"),
+    "sweep over processes": ("-m seed=1,2 trainer.devices=2", None, "trainer.devices=2", "hydra/launcher=parallel"),
 }  # fmt: skip
 
 

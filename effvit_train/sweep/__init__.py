@@ -1,1 +1,1 @@
-"""Sweeps: which jobs one command line makes."""
+"""Sweeps: many runs from one command, here or on Slurm; what became of them, and how to go on."""

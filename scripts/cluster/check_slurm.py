@@ -8,59 +8,25 @@ Exit code 1 when a job did not end as it should.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import getpass
 import json
 import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from slurm_here import absent, running_slurm, slurm, wait_for
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 ARGUMENTS = (
     "trainer=cpu trainer.progress_bar=false trainer.num_threads=1 trainer.max_epochs=40 logger=none audit=none "
     "model.args.depth=1 model.args.embed_dim=16 model.args.num_heads=2"
 )
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
-INSTALL = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
 SAME = ("metrics.csv", "model.safetensors", "predictions.npz")
-PATIENCE = 240.0  # seconds for any one thing; all of it takes two to three minutes on two cores
-# KillWait: how long after SIGTERM comes SIGKILL. cred_expire: how long a job waits that is queued again.
-SLURM_CONF = """
-ClusterName=check
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-AuthInfo=socket={root}/munge.socket,cred_expire=5
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
-MpiDefault=none
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=2,bf_interval=2
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-ReturnToService=2
-SlurmdParameters=config_overrides
-StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool-%n
-SlurmctldPidFile={root}/slurmctld.pid
-SlurmdPidFile={root}/slurmd-%n.pid
-KillWait=15
-MinJobAge=3600
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-NodeName=n[1-2] NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]},{ports[2]} CPUs=8
+PARTITIONS = """
 PartitionName=low Nodes=n1 Default=YES PriorityTier=1 PreemptMode=OFF
 PartitionName=grace Nodes=n2 PriorityTier=1 GraceTime=20
 PartitionName=at_once Nodes=n2 PriorityTier=1 GraceTime=0
@@ -91,13 +57,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--keep", action="store_true", help="leave the directory, with logs and runs")
     keep = parser.parse_args().keep
-    os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where the daemons are, and a user's PATH does not lead
-    absent = [program for program in PROGRAMS if shutil.which(program) is None]
-    if absent:
-        sys.exit(f"error: not found: {', '.join(absent)}; {INSTALL}")
+    problem = absent()
+    if problem:
+        sys.exit(f"error: {problem}")
     root = Path(tempfile.mkdtemp(prefix="check-slurm-"))
     try:
-        with running_slurm(root):
+        os.environ |= {"OMP_NUM_THREADS": "1", "EFFVIT_CACHE": str(root / "cache")}
+        with running_slurm(root, partitions=PARTITIONS):
             rows = check(root)
     finally:
         if keep:
@@ -108,50 +74,6 @@ def main() -> None:
     for what, seen, problem in rows:
         print(f"{what:58} {seen[0]:12} {seen[1]:6} {seen[2]:<8}  {problem or 'as wanted'}")
     sys.exit(1 if any(problem for _, _, problem in rows) else 0)
-
-
-@contextlib.contextmanager
-def running_slurm(root: Path) -> Iterator[None]:
-    """A private Slurm below `root`, found through the environment; ends when the queue is empty."""
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_"))]:
-        del os.environ[name]  # this may itself run in a job of another Slurm
-    conf = root / "slurm.conf"
-    os.environ |= {"SLURM_CONF": str(conf), "OMP_NUM_THREADS": "1", "EFFVIT_CACHE": str(root / "cache")}
-    host = socket.gethostname().partition(".")[0]
-    settings = {"host": host, "user": getpass.getuser(), "root": root}
-    conf.write_text(SLURM_CONF.format(ports=free_ports(3), **settings))
-    (root / "state").mkdir()
-    key = root / "munge.key"
-    key.write_bytes(os.urandom(1024))
-    key.chmod(0o600)
-    files = {
-        "key-file": key.name,
-        "socket": "munge.socket",
-        "pid-file": "munged.pid",
-        "seed-file": "munge.seed",
-    }
-    daemons = [
-        [
-            "munged",
-            "--foreground",
-            "--force",
-            *(f"--{option}={root / name}" for option, name in files.items()),
-        ],
-        ["slurmctld", "-D", "-f", str(conf)],
-        *(["slurmd", "-D", "-N", node, "-f", str(conf)] for node in ("n1", "n2")),
-    ]
-    with contextlib.ExitStack() as stack, open(root / "daemons.log", "w") as log:
-        for command in daemons:
-            daemon = subprocess.Popen(command, stdout=log, stderr=log)
-            stack.callback(daemon.wait, 30)
-            stack.callback(daemon.terminate)
-            time.sleep(1)  # each needs the one before
-        wait_for(lambda: slurm("sinfo", "-h", "-o", "%T").split() == ["idle"], f"Slurm (see {root}, --keep)")
-        try:
-            yield
-        finally:  # a daemon that ends before its jobs leaves processes behind
-            slurm("scancel", f"--user={getpass.getuser()}")
-            wait_for(lambda: not slurm("squeue", "-h"), "an empty queue")
 
 
 def check(root: Path) -> list[tuple[str, tuple[str, str, int], str]]:
@@ -262,27 +184,6 @@ def runs_of(job: Job) -> list[Path]:
 
 def same(first: Path, second: Path) -> bool:
     return first.exists() and second.exists() and first.read_bytes() == second.read_bytes()
-
-
-def wait_for(happened: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not happened():
-        if time.monotonic() > end:
-            sys.exit(f"error: {what}: nothing after {PATIENCE:.0f} s")
-        time.sleep(0.5)
-
-
-def slurm(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 if __name__ == "__main__":
