@@ -28,7 +28,7 @@ COMMANDS = {
     "cost": "what any model would cost on this machine, without training it [--json]",
     "prune": "cut the model of a finished run, without training it [--target macs=0.5]",
     "audit": "measure a finished run again, on all axes [audit=full]",
-    "report": "render the cards of finished runs again [--out DIR]",
+    "report": "many runs on one page: Pareto front, table, 360 charts; or a card again [--summary] [--cards]",
     "compare": "two models, or two settings over seeds, on the same test images [A B --prices FILE]",
     "advise": "from finished runs: what each technique does, which to add next, what to try [--budget ...]",
     "check": "hold finished runs against budgets: exit 0 or 1, for CI [--budget 'cost/latency_ms<=5']",
@@ -41,6 +41,7 @@ ACTIONS = {
     "advise": "advise_command:advise",
     "check": "check_command:check",
     "prune": "prune_command:prune",
+    "report": "report_command:report",
     "runs": "runs_command:runs",
     "sweep": "sweep_command:sweep",
 }
@@ -77,7 +78,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "cost": cost,
         "inspect": inspect,
         "audit": audit,
-        "report": report,
     }
     if command in ACTIONS:
         _guarded(lambda: _load_action(ACTIONS[command])(arguments[1:]), [])
@@ -208,38 +208,6 @@ def audit(argv: Sequence[str]) -> None:
             sys.exit(130)
 
     _guarded(action, [])
-
-
-def report(argv: Sequence[str]) -> None:
-    """`effvit report RUN_DIR... [--out DIR]`: writes `card.html` of finished runs again."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="effvit report", description=COMMANDS["report"])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--out", type=Path, help="directory for the pages instead of the run directories")
-    options = parser.parse_args(list(argv))
-    _guarded(lambda: _report(options.runs, options.out), [])
-
-
-def _report(runs: Sequence[Path], out: Path | None) -> None:
-    from rich.console import Console
-
-    from effvit_train.card import Card
-    from effvit_train.files import write_text
-    from effvit_train.report.baseline import find_baseline
-    from effvit_train.report.html import render
-    from effvit_train.report.terminal import card_table
-    from effvit_train.runs import RunDir, ensure_writable
-
-    console = Console()
-    cards = [(run, Card.read(RunDir(run).card)) for run in runs]
-    for run, card in cards:
-        baseline = find_baseline(run, card)
-        page = RunDir(run).html if out is None else out / f"{card.run['name']}-{card.run['id']}.html"
-        ensure_writable(page.parent, key="--out" if out is not None else "RUN_DIR")
-        write_text(page, render(run, baseline=baseline))
-        console.print(card_table(card, baseline))
-        console.print(f"card: {page}", highlight=False, soft_wrap=True)
 
 
 def _task(cfg: DictConfig, overrides: list[str]) -> None:

@@ -296,5 +296,5 @@ def test_a_report_of_no_run(capfd, tmp_path):
     with pytest.raises(SystemExit) as caught:
         cli.main(["report", str(tmp_path)])
     assert caught.value.code == 2
-    assert "no card at" in capfd.readouterr().err
+    assert "no finished run at or below" in capfd.readouterr().err
     shutil.rmtree(tmp_path)

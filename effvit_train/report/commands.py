@@ -39,7 +39,7 @@ def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
         open_ = [*_kept(card, without=("compress", "privacy")), "privacy=none"]
         return [(_line(program(), open_), "the same run without privacy: the baseline to judge this one by")]
     if is_private(card):
-        return [(_line("effvit report", [run_dir, str(baseline.run_dir)]), "both cards again")]
+        return [(_line("effvit report", [run_dir, str(baseline.run_dir)]), "both runs on one page")]
     if not active:
         return [
             (
@@ -68,7 +68,7 @@ def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
         found.append(_seeds(["compress=none"], plain, "the baseline's side"))
     other = str(baseline.card.run.get("run_dir") or baseline.run_dir or "")
     if run_dir and other:
-        found.append((_line("effvit report", [run_dir, other]), "both cards again"))
+        found.append((_line("effvit report", [run_dir, other]), "both runs on one page"))
     return found
 
 

@@ -40,7 +40,7 @@ class Comparison:
     def same_conditions(self) -> bool:
         """Whether both runs were timed on the same processor in the same way."""
         other = self.baseline.card
-        return other is None or _conditions(self.card) == _conditions(other)
+        return other is None or conditions(self.card) == conditions(other)
 
     def before(self, key: str) -> float | None:
         """The baseline's number."""
@@ -112,7 +112,8 @@ def _predictions(run_dir: Path | None) -> Predictions | None:
         return None
 
 
-def _conditions(card: Card) -> dict[str, Any]:
+def conditions(card: Card) -> dict[str, Any]:
+    """What a time depends on beside the model: the processor, and how it was measured."""
     machine = as_dict(card.provenance.get("machine"))
     stated = as_dict(card.provenance.get("cost_conditions"))
     found = {k: v for k, v in stated.items() if any(word in k for word in _CONDITIONS)}

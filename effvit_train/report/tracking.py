@@ -76,6 +76,11 @@ class Tracker:
         chart = wandb.Html(_chart(card), inject=False, data_is_not_path=True)
         self._run.log({"card/frontier": wandb.Table(columns=columns, data=[row]), "card/360": chart})
 
+    def media(self, values: Mapping[str, Any]) -> None:
+        """Log tables and charts."""
+        if self._run is not None:
+            self._run.log(dict(values))
+
     def finish(self, failed: bool = False) -> None:
         """End the run. Without this the next job in the process would log into it."""
         run, self._run = self._run, None

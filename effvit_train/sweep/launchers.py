@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import time
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from effvit_train.config import Config
 from effvit_train.errors import UserError
+from effvit_train.report.format import duration
 from effvit_train.runs import discard
 from effvit_train.sweep.plan import Sweep, SweepJob, retry_command
 from effvit_train.sweep.settings import (
@@ -101,7 +103,13 @@ class SerialLauncher(SweepLauncher):
         with RunLock(sweep.path):
             for place, job in enumerate(jobs, start=1):
                 print(f"\njob {job.number} ({place} of {len(jobs)}): {sweep.differs(job)}", flush=True)
+                started = time.perf_counter()
                 codes[job.number] = self._one(sweep, job)
+                if place == 1 and codes[job.number] == 0 and (more := len(jobs) - 1):
+                    took = time.perf_counter() - started
+                    print(
+                        f"\njob {job.number} took {duration(took)}; {more} more: about {duration(took * more)}"
+                    )
                 if codes[job.number] == 130:
                     break
         finish(sweep, codes)

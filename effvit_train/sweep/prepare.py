@@ -11,7 +11,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from effvit_train.compose import explain, load, model_label
+from effvit_train.compose import explain, load, model_label, refuse_set
 from effvit_train.config import Config
 from effvit_train.errors import UserError
 from effvit_train.runs import QUEUED, RunDir, RunState, discard, ensure_writable, write_config
@@ -98,6 +98,7 @@ def _compose(
         cfg.hydra.job.id = cfg.hydra.job.num = number
         cfg.hydra.runtime.output_dir = str(path / str(number))
     HydraConfig.instance().set_config(cfg)
+    refuse_set()
     typed = [str(item) for item in OmegaConf.to_container(cfg.hydra.overrides.task) or []]
     task = copy.deepcopy(cfg)
     with read_write(task), open_dict(task):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from effvit_train.errors import UserError, did_you_mean
-from effvit_train.report.format import duration
 
 # A step that names another of these goes without what the user set below it: that was meant for the user's own.
 _REPLACED = ("model", "recipe", "dataset")
@@ -67,7 +65,7 @@ class StepsSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Launch the jobs; where one runs after the other, the first alone, to tell how long they take.
+        """Launch the jobs, step by step.
 
         Raises:
             UserError: `only` names another step, or the user typed what the steps are there to set.
@@ -90,24 +88,10 @@ class StepsSweeper(Sweeper):
         OmegaConf.save(self.config, directory / "multirun.yaml")
         listed = ", ".join(dict.fromkeys(step for step, _ in named))
         print(f"{self.name}: {len(jobs)} runs: {listed}; below {directory}", flush=True)
-        if type(self.launcher).__name__ != "BasicLauncher" or len(jobs) == 1:
-            return [self._launch(jobs, 0)]
-        started = time.perf_counter()
-        first = self._launch(jobs[:1], 0)
-        took = time.perf_counter() - started
-        rest = duration(took * (len(jobs) - 1))
-        print(
-            f"{self.name}: the first run took {duration(took)}; {len(jobs) - 1} more: about {rest}",
-            flush=True,
-        )
-        return [first, self._launch(jobs[1:], 1)]
-
-    def _launch(self, jobs: list[list[str]], first: int) -> Any:
-        assert self.launcher is not None
-        results = self.launcher.launch(jobs, initial_job_idx=first)
+        results = self.launcher.launch(jobs, initial_job_idx=0)
         for result in results:
             _ = result.return_value  # raises where the job failed
-        return results
+        return [results]
 
 
 @dataclass

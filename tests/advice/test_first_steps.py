@@ -6,10 +6,10 @@ import json
 
 import pytest
 from driving import SMALL, exit_code, run_in, runs_in
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 
 from effvit_train.errors import UserError
+from effvit_train.sweep.launchers import SweepLauncher
 from effvit_train.sweep.steps import combinations, expand, merge
 
 STEPS = {
@@ -48,10 +48,7 @@ def test_each_job_once_step_by_step():
 
 @pytest.fixture
 def launched(monkeypatch):
-    """The jobs that Hydra's own launcher is given, none of which runs."""
-    Plugins.instance()
-    from hydra._internal.core_plugins import basic_launcher
-
+    """The jobs that the launcher is given, none of which runs."""
     jobs: list[str] = []
 
     def launch(self, job_overrides, initial_job_idx):
@@ -61,7 +58,7 @@ def launched(monkeypatch):
         done._return_value = None
         return [done] * len(job_overrides)
 
-    monkeypatch.setattr(basic_launcher.BasicLauncher, "launch", launch)
+    monkeypatch.setattr(SweepLauncher, "launch", launch)
     return jobs
 
 
@@ -75,8 +72,6 @@ def test_the_set_with_three_seeds_and_without_m(launched, tmp_path, monkeypatch,
     assert launched == [f"seed={seed} {side}" for side in sides for seed in (1, 2, 3)]
     out = capsys.readouterr().out
     assert "first_steps: 18 runs: baseline, distill, prune, both, open, private; below runs/sweeps/" in out
-    assert "first_steps: the first run took" in out
-    assert "17 more: about" in out
 
 
 def test_what_is_typed_goes_to_every_step(launched, tmp_path, monkeypatch, capsys):
@@ -102,7 +97,7 @@ def test_what_is_typed_goes_to_every_step(launched, tmp_path, monkeypatch, capsy
         (["experiment=first_steps", "hydra.sweeper.only=[distil]"], "is no step; did you mean 'distill'"),
         (["experiment=first_steps", "recipe.lrr=1"], "recipe.lrr: unknown key; did you mean recipe.lr"),
         (
-            ["-m", "experiment=first_steps,digits_few_labels"],
+            ["-m", "experiment=first_steps,first_steps", "trainer.fast_dev_run=true"],
             "experiment=first_steps: is a set of runs, not one",
         ),
     ],
