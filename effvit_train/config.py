@@ -206,7 +206,8 @@ class AuditConfig:
         ensemble: finished runs whose probabilities are averaged with this one's (Lakshminarayanan et al. 2017).
         corrupted_images: stratified test images for the corruptions; null = all.
         attacked_images: the same for PGD and AutoAttack.
-        attack_epsilon: largest change of a pixel, of 1; null = 8/255 up to 84 px, 4/255 above.
+        attack_epsilon: largest change of a pixel, of 1; null = 0.1 for
+            Fashion-MNIST, else 8/255 up to 84 px, 4/255 above.
         explained_images: the same for explanations.
     """
 

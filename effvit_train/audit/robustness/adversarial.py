@@ -51,13 +51,17 @@ class Strength:
 STANDARD = Strength()
 
 
-def default_budget(image_size: int) -> float:
-    """The usual L-infinity budget for images of a size (px, the shorter side), in 0..1.
+# Sets with a usual L-infinity budget of their own: Wong & Kolter 2018, arXiv 1711.00851.
+_BUDGETS = {"fashion_mnist": 0.1}
 
-    8/255 for CIFAR-10 (32 px) and 4/255 for ImageNet (224 px), as on RobustBench; any other size takes that of the
+
+def default_budget(image_size: int, dataset: str = "") -> float:
+    """The usual L-infinity budget for images of a size (px, the shorter side) or of a known set, in 0..1.
+
+    0.1 for Fashion-MNIST (Wong & Kolter 2018). Else 8/255 for CIFAR-10 (32 px) and 4/255 for ImageNet (224 px), as on RobustBench; any other size takes that of the
     nearer of the two in ratio: 8/255 up to 84 px, 4/255 above.
     """
-    return (8 if image_size**2 <= 32 * 224 else 4) / 255
+    return _BUDGETS.get(dataset, (8 if image_size**2 <= 32 * 224 else 4) / 255)
 
 
 def stands(

@@ -387,6 +387,8 @@ def test_a_seed_and_an_id_fix_an_images_attack(name: str) -> None:
 
 
 def test_the_budget_follows_the_size() -> None:
+    assert default_budget(28, "fashion_mnist") == 0.1
+    assert default_budget(28, "digits") * 255 == pytest.approx(8)
     assert [default_budget(size) * 255 for size in (8, 28, 32, 64, 84, 85, 224, 384)] == pytest.approx(
         [8, 8, 8, 8, 8, 4, 4, 4]
     )
