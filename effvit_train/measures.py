@@ -93,8 +93,8 @@ MEASURES: dict[str, Measure] = {
     "robustness/pgd_accuracy": Measure(
         "fraction", "higher", "Under PGD",
         "Share of images that are right and stay so under 20 steps of projected gradient ascent from a random start, "
-        "each value changed by at most epsilon (8/255 up to 84 px, 4/255 above, 0.1 for Fashion-MNIST, unless the provenance says "
-        "otherwise).",
+        "each value changed by at most epsilon (8/255 up to 84 px, 4/255 above, 0.1 for Fashion-MNIST, unless the "
+        "provenance says otherwise).",
         "Madry et al. 2018",
     ),
     "robustness/autoattack_accuracy": Measure(

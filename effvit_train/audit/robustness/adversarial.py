@@ -58,8 +58,8 @@ _BUDGETS = {"fashion_mnist": 0.1}
 def default_budget(image_size: int, dataset: str = "") -> float:
     """The usual L-infinity budget for images of a size (px, the shorter side) or of a known set, in 0..1.
 
-    0.1 for Fashion-MNIST (Wong & Kolter 2018). Else 8/255 for CIFAR-10 (32 px) and 4/255 for ImageNet (224 px), as on RobustBench; any other size takes that of the
-    nearer of the two in ratio: 8/255 up to 84 px, 4/255 above.
+    0.1 for Fashion-MNIST (Wong & Kolter 2018). Else 8/255 for CIFAR-10 (32 px) and 4/255 for ImageNet (224 px), as on
+    RobustBench; any other size takes that of the nearer of the two in ratio: 8/255 up to 84 px, 4/255 above.
     """
     return _BUDGETS.get(dataset, (8 if image_size**2 <= 32 * 224 else 4) / 255)
 
