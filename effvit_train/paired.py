@@ -128,15 +128,11 @@ def images_needed(table: Table, z: float = Z95) -> int | None:
     return math.ceil(root**2 / difference**2)
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected for how many there are: the chance of any false one stays below the level (Holm 1979).
-
-    Those that are None stay None and do not count.
-    """
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    found: list[float | None] = [None] * len(p_values)
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for how many there are: the chance of any false one stays below the level (Holm 1979)."""
+    found = [0.0] * len(p_values)
     largest = 0.0
-    for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
+    for rank, (p, i) in enumerate(sorted((p, i) for i, p in enumerate(p_values))):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
         found[i] = largest
     return found

@@ -72,7 +72,8 @@ def test_mcnemar_of_the_classic_example():
 
 def test_holm_by_hand():
     # 3 x 0.01; then 2 x 0.02 = 0.04; then 0.03, which may not be below the one before
-    assert holm([0.02, None, 0.01, 0.03]) == pytest.approx([0.04, None, 0.03, 0.04])
+    assert holm([0.02, 0.01, 0.03]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
     assert holm([0.7, 0.9]) == [1.0, 1.0]
 

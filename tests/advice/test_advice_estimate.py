@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from effvit_train.report.advice.estimate import Estimate, by_seed, combination, difference, holm, mean
+from effvit_train.report.advice.estimate import Estimate, by_seed, combination, difference, mean
 
 
 def test_paired_difference_by_hand():
@@ -61,9 +61,3 @@ def test_seed_by_seed_what_arms_share_cancels():
     assert told.value == pytest.approx(1.0)
     assert told.error == 0.0
     assert by_seed([(1.0, [(1, 0.0), (1, 1.0)]), (1.0, [(1, 0.0), (2, 1.0)])], exact=False) is None
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []

@@ -110,9 +110,12 @@ def judged(row: Row, better: str, level: float) -> Row:
 
 
 def corrected(rows: Sequence[Row], better: Sequence[str], level: float) -> list[Row]:
-    """The rows with p-values corrected for how many they are, and verdicts that follow from these."""
-    values = holm([row.p_value for row in rows])
+    """The rows with p-values corrected for how many they are, and verdicts that follow from these.
+
+    Rows without a p-value stay without and do not count.
+    """
+    values = iter(holm([row.p_value for row in rows if row.p_value is not None]))
     return [
-        judged(replace(row, corrected=value), way, level)
-        for row, value, way in zip(rows, values, better, strict=True)
+        judged(replace(row, corrected=None if row.p_value is None else next(values)), way, level)
+        for row, way in zip(rows, better, strict=True)
     ]

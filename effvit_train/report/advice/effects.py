@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from effvit_train.paired import holm
 from effvit_train.report import format as fmt
-from effvit_train.report.advice.estimate import LEVEL, Estimate, by_seed, combination, holm
+from effvit_train.report.advice.estimate import LEVEL, Estimate, by_seed, combination
 from effvit_train.report.advice.points import COUNTED, Lever, Levers, Pair, Point, is_amount
 
 _NOTHING = 0.0005  # of what is counted: a few bytes of a file's header

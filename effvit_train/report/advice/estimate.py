@@ -123,16 +123,6 @@ def by_seed(groups: Sequence[tuple[float, Sequence[Sample]]], *, exact: bool) ->
     return _of(sums, exact=exact, paired=True)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values made larger for the number of looks (Holm 1979), in the order given."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    found, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        found[index] = largest
-    return found
-
-
 def _pairs(before: Sequence[Sample], after: Sequence[Sample]) -> list[tuple[float, float]]:
     first, second = dict(before), dict(after)
     if len(first) < len(before) or len(second) < len(after):

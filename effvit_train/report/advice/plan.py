@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from effvit_train.budgets import Budget
+from effvit_train.paired import holm
 from effvit_train.report import format as fmt
 from effvit_train.report.advice.effects import amount, verdict
-from effvit_train.report.advice.estimate import LEVEL, Estimate, combination, holm
+from effvit_train.report.advice.estimate import LEVEL, Estimate, combination
 from effvit_train.report.advice.points import Lever, Levers, Pair, Point, composes, is_amount, name_of
 from effvit_train.report.advice.predict import (
     DIALS,
