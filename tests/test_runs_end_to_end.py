@@ -176,7 +176,9 @@ def test_a_sweep_makes_its_runs_and_trains_the_teacher_once(tmp_path, monkeypatc
     teacher = json.loads((teachers[0] / "card.json").read_text())
     for card in cards[2:]:
         assert card["provenance"]["teacher"]["accuracy"] == teacher["measures"]["quality/accuracy"]
-    assert "trained before" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "trained before" in told
+    assert told.count("next: effvit report runs/") == 2
     columns = curves(runs_in(tmp_path / "runs")[2])[0]
     assert {"train/loss", "train/label", "train/soft"} <= set(columns)
 

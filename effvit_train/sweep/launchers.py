@@ -221,6 +221,10 @@ def finish(sweep: Sweep, codes: dict[int, int] | None) -> None:
     failed = {2 if row.status == "failed" and not row.retry else codes.get(row.number, 1)
               for row in rows if row.status != "done"}  # fmt: skip
     SweepLauncher.exit_code = 0 if not failed else 2 if failed == {2} else 1
+    if not failed and len(rows) > 1:
+        print(
+            f"next: effvit report {_shown(sweep.path)}   # all of them on one page; effvit advise says what to try"
+        )
 
 
 def register_launchers() -> None:
