@@ -99,6 +99,7 @@ def test_without_an_audit_each_key_says_how_to_get_it(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_full_audit_fills_the_card_and_gives_the_same_again(trained):
     first = audited(trained, "audit=full", "audit.min_cell=10")
     assert not (trained / FOLDER).exists()

@@ -60,6 +60,7 @@ def test_a_directory_that_holds_a_run_is_still_resumed_as_a_run(tmp_path, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_real_search_under_privacy(train_py, tmp_path):
     words = ("recipe.lr=1e-3,2e-3", "privacy=dp_sgd", "privacy.epsilon=3", *FAST)
     done = train_py("sweep=pareto", "sweep.trials=2", "sweep.workers=2", "run_dir=study", *words)
@@ -90,6 +91,7 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
 def test_a_search_that_is_stopped_goes_on_and_a_killed_worker_is_replaced(tmp_path):
     command = [

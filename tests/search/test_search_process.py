@@ -197,6 +197,7 @@ def test_what_pruning_leaves_is_known_before(tmp_path, prune, left):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_costs_are_counted_before_the_end(tmp_path):
     study = SharedStudy(
         tmp_path, definition(1, objectives=KEYS, space={"model.args.depth": {"choices": [2]}})

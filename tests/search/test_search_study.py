@@ -40,12 +40,14 @@ def workers(directory: Path, trials: int, sampler: str, stuck_at: dict[str, int]
 
 def search_with_two_killed(directory: Path, trials: int, sampler: str) -> SharedStudy:
     """Four workers, two killed within a trial; the two others end the study."""
-    processes = workers(directory, trials, sampler, {"a": -1, "b": -1, "c": 2, "d": 3})
+    # these two first: the others could end the study before they have started
+    processes = workers(directory, trials, sampler, {"c": 2, "d": 3})
     stuck = [directory / "stuck-c", directory / "stuck-d"]
     try:
         while not all(path.exists() and path.read_text() for path in stuck):
             assert all(process.poll() is None for process in processes.values())
             time.sleep(0.02)
+        processes |= workers(directory, trials, sampler, {"a": -1, "b": -1})
         study = SharedStudy(directory, definition(trials))
         lost = [int(path.read_text()) for path in stuck]
         before = {number: dict(trials_of(study)[number].params) for number in lost}

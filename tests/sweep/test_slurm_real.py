@@ -20,6 +20,7 @@ from slurm_here import PrivateSlurm, absent, running_slurm, slurm, wait_for  # n
 MISSING = absent()
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(
         MISSING is not None, reason=f"NO SLURM HERE, sweeps on Slurm are not tested: {MISSING}"
     ),

@@ -102,6 +102,7 @@ def test_without_slurm_or_submitit_one_line_says_so(tmp_path, monkeypatch, capfd
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_serial_sweep_that_was_stopped_goes_on_with_what_is_not_done(
     tmp_path, monkeypatch, no_probe, capfd
 ):
@@ -128,6 +129,7 @@ def test_a_serial_sweep_that_was_stopped_goes_on_with_what_is_not_done(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_parallel_jobs_share_a_teacher_and_have_runs_of_their_own(tmp_path):
     done = process(
         tmp_path, "hydra/launcher=parallel", "hydra.launcher.jobs=2", "logger=wandb", "compress=distill", "seed=1,2",
@@ -150,6 +152,7 @@ def test_parallel_jobs_share_a_teacher_and_have_runs_of_their_own(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_parallel_sweep_that_is_stopped_saves_all(tmp_path):
     sweep = tmp_path / "s"
     launched = process(tmp_path, "hydra/launcher=parallel", "hydra.launcher.jobs=2", "seed=1,2,3",
