@@ -10,14 +10,25 @@ from typing import Any
 from effvit_train.collect import Entry
 
 PRIVATE = "dp_sgd"
-# Overrides that change neither what is trained nor how, or that the other fields of `Settings` tell.
-_ELSEWHERE = (
-    "seed", "run_dir", "name", "resume", "cache_dir", "logger", "audit", "hydra", "sweep", "model",
-    "compress", "privacy", "dataset.root", "dataset.num_workers", "trainer.max_epochs", "trainer.num_threads",
-    "trainer.progress_bar", "trainer.checkpoint_every", "trainer.log_every_n_steps", "trainer.accelerator",
-    "trainer.check_val_every_n_epoch", "privacy.max_physical_batch", "privacy.secret",
-)  # fmt: skip
+# Groups that change neither what is trained nor how; then single overrides that do not, or that the other fields of
+# `Settings` tell.
 _WHOLE = ("seed", "run_dir", "name", "resume", "cache_dir", "logger", "audit", "hydra", "sweep")
+_ELSEWHERE = (
+    "model",
+    "compress",
+    "privacy",
+    "dataset.root",
+    "dataset.num_workers",
+    "trainer.max_epochs",
+    "trainer.num_threads",
+    "trainer.progress_bar",
+    "trainer.checkpoint_every",
+    "trainer.log_every_n_steps",
+    "trainer.accelerator",
+    "trainer.check_val_every_n_epoch",
+    "privacy.max_physical_batch",
+    "privacy.secret",
+)
 
 
 @dataclass(frozen=True)

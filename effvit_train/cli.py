@@ -45,6 +45,8 @@ ACTIONS = {
     "runs": "runs_command:runs",
     "sweep": "sweep_command:sweep",
 }
+# For commands that compose a configuration and make no run.
+_WITHOUT_A_RUN = ("hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null")
 EXAMPLES = (
     ("python train.py", "a small ViT on the digits, to a card, in about two minutes"),
     ("python train.py model=vit_s compress=distill", "ViT-S, taught by a convnet that is trained first"),
@@ -108,7 +110,7 @@ def train(argv: Sequence[str] | None = None) -> None:
             return
     arguments = _as_sweep(arguments)
     _with_hydra(_task, _redirect_run_dir(_redirect_resume(_redirect_queued_again(arguments))))
-    if {"-m", "--multirun"} & set(arguments):
+    if _swept(arguments):
         from effvit_train.sweep.launchers import SweepLauncher
 
         if SweepLauncher.exit_code:
@@ -125,7 +127,7 @@ def cache(argv: Sequence[str]) -> None:
             "  effvit cache model=vit_s compress=distill compress.distill.cache.epochs=10"
         )
         sys.exit(0)
-    if {"-m", "--multirun"} & set(argv):
+    if _swept(argv):
         _fail(UserError("effvit cache builds one cache at a time", remedy="leave out -m"))
 
     def task(cfg: DictConfig, overrides: list[str]) -> None:
@@ -141,7 +143,7 @@ def cache(argv: Sequence[str]) -> None:
             print("\ninterrupted; the same command goes on")
             sys.exit(130)
 
-    _with_hydra(task, [*argv, "hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"])
+    _with_hydra(task, [*argv, *_WITHOUT_A_RUN])
 
 
 def inspect(argv: Sequence[str]) -> None:
@@ -150,7 +152,7 @@ def inspect(argv: Sequence[str]) -> None:
 
     def action() -> None:
         options, overrides = inspect_command.parse(argv)
-        arguments = [*overrides, "hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]
+        arguments = [*overrides, *_WITHOUT_A_RUN]
         _with_hydra(lambda cfg, typed: inspect_command.inspect(options, cfg, typed), arguments)
 
     _guarded(action, [])
@@ -168,7 +170,7 @@ def cost(argv: Sequence[str]) -> None:
             "  effvit cost model=swin_t dataset=synthetic dataset.image_size=224 dataset.num_classes=1000 dataset.channels=3"
         )
         sys.exit(0)
-    if {"-m", "--multirun"} & set(argv):
+    if _swept(argv):
         _fail(UserError("effvit cost takes one model at a time", remedy="leave out -m"))
     as_json = "--json" in argv
 
@@ -181,7 +183,7 @@ def cost(argv: Sequence[str]) -> None:
         print_cost(_load(cfg, overrides), as_json=as_json, native=native)
 
     arguments = [argument for argument in argv if argument != "--json"]
-    _with_hydra(task, [*arguments, "hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"])
+    _with_hydra(task, [*arguments, *_WITHOUT_A_RUN])
 
 
 def audit(argv: Sequence[str]) -> None:
@@ -351,7 +353,7 @@ def _with_hydra(task: Callable[[DictConfig, list[str]], None], arguments: list[s
 
         register()
         typed = arguments
-        if {"-m", "--multirun"} & set(arguments):
+        if _swept(arguments):
             if {"--cfg", "-c"} & set(arguments):
                 raise UserError("--cfg shows the configuration of one run", remedy="leave out -m")
             typed = settings_of_swept_groups(arguments)
@@ -413,6 +415,10 @@ def _fail(error: Exception, overrides: Sequence[str] = ()) -> None:
     sys.exit(2)
 
 
+def _swept(arguments: Sequence[str]) -> bool:
+    return "-m" in arguments or "--multirun" in arguments
+
+
 def _as_sweep(arguments: list[str]) -> list[str]:
     """An experiment that is a set of runs is a sweep, with or without -m."""
     if {"-m", "--multirun", "--cfg", "--info", "-c", "-i", "-sc", "--shell_completion"} & set(arguments):
@@ -426,7 +432,7 @@ def _redirect_queued_again(arguments: list[str]) -> list[str]:
     """A Slurm job that was queued again runs the same command: it goes on with the run that it began."""
     from effvit_train import slurm
 
-    if {"-m", "--multirun"} & set(arguments) or any(item.startswith("resume=") for item in arguments):
+    if _swept(arguments) or any(item.startswith("resume=") for item in arguments):
         return arguments
     run = slurm.run_to_continue(arguments)
     return arguments if run is None else [f"resume={run.resolve()}"]
@@ -438,7 +444,7 @@ def _redirect_resume(arguments: list[str]) -> list[str]:
         key, _, value = argument.partition("=")
         if key == "resume" and value not in ("", "null"):
             path = Path(value.strip("'\"")).expanduser()
-            if "-m" in arguments or "--multirun" in arguments:
+            if _swept(arguments):
                 _fail(
                     UserError("cannot be part of a sweep", key="resume", value=value, remedy="leave out -m")
                 )
@@ -457,7 +463,7 @@ def _redirect_run_dir(arguments: list[str]) -> list[str]:
     given = [argument for argument in arguments if argument.startswith("run_dir=")]
     if not given:
         return arguments
-    sweep = bool({"-m", "--multirun"} & set(arguments))
+    sweep = _swept(arguments)
     path = Path(given[-1][8:].strip("'\"")).expanduser()
     if any(path.glob("*/state.json" if sweep else "state.json")) and _starts_the_run():
         go_on = f"effvit sweep retry {path}" if sweep else f"resume={path}"

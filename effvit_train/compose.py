@@ -121,14 +121,14 @@ def settings_of_swept_groups(arguments: Iterable[str]) -> list[str]:
     `compress=prune` cannot where `compress` is what is swept. What is itself a choice is left out then.
     """
     found = list(arguments)
-    overrides = [item for item in found if "=" in item and not item.startswith("-")]
-    swept = {item.key_or_group for item in parse_overrides(overrides) if item.is_sweep_override()}
+    parsed = {item: parse_overrides([item])[0] for item in found if "=" in item and not item.startswith("-")}
+    swept = {override.key_or_group for override in parsed.values() if override.is_sweep_override()}
 
     def written(item: str) -> str:
-        key, sign, value = item.partition("=")
-        fixed = item in overrides and not parse_overrides([item])[0].is_sweep_override()
-        group = key.lstrip("+").partition(".")[0]
-        return f"{key}=choice({value})" if fixed and sign and "." in key and group in swept else item
+        key, _, value = item.partition("=")
+        group, dot, _ = key.lstrip("+").partition(".")
+        of_swept = item in parsed and not parsed[item].is_sweep_override() and dot and group in swept
+        return f"{key}=choice({value})" if of_swept else item
 
     return [written(item) for item in found]
 

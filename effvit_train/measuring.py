@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from effvit_train.attacks import attack
 from effvit_train.audit.cost import measure_cost
@@ -14,8 +15,43 @@ from effvit_train.audit.quality import measure_quality
 from effvit_train.axes.run import audit
 from effvit_train.axes.subject import Subject
 from effvit_train.card import Measured
+from effvit_train.config import AuditConfig
+from effvit_train.models.record import ArchitectureRecord
 from effvit_train.module import VisionModule
 from effvit_train.runs import RunDir
+
+
+def quality_and_cost(
+    logits: Tensor,
+    labels: Tensor,
+    record: ArchitectureRecord,
+    settings: AuditConfig,
+    weights: Path,
+    *,
+    device: str,
+    say: Callable[[str], None],
+) -> tuple[Measured, dict[str, Any]]:
+    """What is measured of every model: `quality/*` on test images, `cost/*` in a fresh process.
+
+    Args:
+        logits: (N, K) on test images.
+        labels: (N,).
+        record: of the model.
+        settings: of the measuring.
+        weights: file of the model.
+        device: cpu | cuda.
+        say: prints one line.
+
+    Returns:
+        The measures, and the conditions that cost was measured under.
+    """
+    measured = measure_quality(logits, labels)
+    say("measuring cost in a fresh process ...")
+    cost, conditions = measure_cost(
+        record, settings, weights=weights, num_threads=torch.get_num_threads(), device=device
+    )
+    measured.merge(cost)
+    return measured, conditions
 
 
 def measure(
@@ -38,16 +74,10 @@ def measure(
     Returns:
         The measures, and the card's `provenance.cost_conditions`, `membership` and `audit`.
     """
-    measured = measure_quality(subject.logits, subject.labels)
-    subject.say("measuring cost in a fresh process ...")
-    cost, conditions = measure_cost(
-        subject.record,
-        subject.config.audit,
-        weights=run_dir.weights,
-        num_threads=torch.get_num_threads(),
-        device="cuda" if subject.device.type == "cuda" else "cpu",
-    )
-    measured.merge(cost)
+    measured, conditions = quality_and_cost(
+        subject.logits, subject.labels, subject.record, subject.config.audit, run_dir.weights,
+        device="cuda" if subject.device.type == "cuda" else "cpu", say=subject.say,
+    )  # fmt: skip
     members, membership = attack(
         module, subject.data, config=subject.config, delta=delta, run_dir=run_dir.path, shadow=shadow
     )

@@ -85,11 +85,22 @@ def interval_unpaired(
 def _joined(
     right_a: int, total_a: int, right_b: int, total_b: int, correlation: float, z: float
 ) -> tuple[float, float]:
-    a, b = right_a / total_a, right_b / total_b
-    low_a, high_a = wilson(right_a, total_a, z)
-    low_b, high_b = wilson(right_b, total_b, z)
-    below = _side(b - low_b, high_a - a, correlation)
-    above = _side(high_b - b, a - low_a, correlation)
+    of_a, of_b = wilson(right_a, total_a, z), wilson(right_b, total_b, z)
+    return difference_interval(right_a / total_a, of_a, right_b / total_b, of_b, correlation)
+
+
+def difference_interval(
+    a: float, of_a: tuple[float, float], b: float, of_b: tuple[float, float], correlation: float = 0.0
+) -> tuple[float, float]:
+    """Interval of b - a from the interval of each (Zou & Donner 2008; with Wilson's, Newcombe's method 10).
+
+    Args:
+        a, of_a: an estimate and its interval.
+        b, of_b: the other.
+        correlation: of the two estimates; left out where it is positive, the interval is too wide.
+    """
+    below = _side(b - of_b[0], of_a[1] - a, correlation)
+    above = _side(of_b[1] - b, a - of_a[0], correlation)
     return b - a - below, b - a + above
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from effvit_train.audit.cost import measure_cost
-from effvit_train.audit.quality import measure_quality
 from effvit_train.card import Card
 from effvit_train.compress.prune.config import CRITERIA, PruneConfig, TargetConfig
 from effvit_train.compress.prune.plan import record_of
@@ -22,6 +20,7 @@ from effvit_train.compress.prune.pruner import Decision, Pruner, batches
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.finished import Finished, open_finished
 from effvit_train.keys import stream_key
+from effvit_train.measuring import quality_and_cost
 from effvit_train.models.factory import count_parameters, save_model
 from effvit_train.module import VisionModule
 from effvit_train.predictions import Predictions, predict
@@ -158,16 +157,9 @@ def _write(
     seen = of_run(run.run_dir.path) or []
     save_model(module.model, module.record, out.path, metadata={"seen": to_text(seen)})
     predictions.write(out.predictions)
-    measured = measure_quality(logits, labels)
-    console.print("measuring cost in a fresh process ...")
-    cost, conditions = measure_cost(
-        module.record,
-        run.config.audit,
-        weights=out.weights,
-        num_threads=torch.get_num_threads(),
-        device="cpu",
+    measured, conditions = quality_and_cost(
+        logits, labels, module.record, run.config.audit, out.weights, device="cpu", say=console.print
     )
-    measured.merge(cost)
     # what the training cost, in time and in privacy; cuts by weights alone are free
     for key in ("cost/train_seconds", "privacy/epsilon", "privacy/delta"):
         value, reason = before.measures.get(key), before.missing.get(key)

@@ -238,6 +238,17 @@ def program() -> str:
     return "effvit train" if Path(sys.argv[0]).name in ("effvit", "effvit.exe") else "python train.py"
 
 
+def training_command() -> list[str]:
+    """How to start a training in a process of its own, as this process was started."""
+    script = Path(sys.argv[0])
+    if not script.is_file():
+        script = Path(shutil.which("effvit") or "") if script.name == "effvit" else Path()
+    if not script.is_file():
+        return [sys.executable, "-u", "-c", "from effvit_train.cli import train; train()"]
+    command = [sys.executable, "-u", str(script.resolve())]
+    return [*command, "train"] if script.stem == "effvit" else command
+
+
 def resume_command(run_dir: Path) -> str:
     """The command that goes on with a run."""
     return f"{program()} resume={shlex.quote(str(run_dir))}"

@@ -52,8 +52,7 @@ def train_py(tmp_path: Path):
 @pytest.fixture
 def no_probe(monkeypatch):
     """Cost has tests of its own; here its fresh process would only take time."""
-    from effvit_train import measuring, prune_command
+    from effvit_train import measuring
     from effvit_train.card import Measured
 
-    for caller in (measuring, prune_command):
-        monkeypatch.setattr(caller, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))
+    monkeypatch.setattr(measuring, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))

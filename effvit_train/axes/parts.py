@@ -16,7 +16,6 @@ from effvit_train.audit import approximation as approximation_
 from effvit_train.audit import calibration, complexity, fairness, spectral, uncertainty
 from effvit_train.audit.quality import measure_quality
 from effvit_train.audit.robustness import measure as robustness
-from effvit_train.audit.robustness.adversarial import default_budget
 from effvit_train.audit.scaling import time_jobs
 from effvit_train.audit.transparency import measure as transparency
 from effvit_train.axes.foreign import foreign_images
@@ -165,12 +164,9 @@ def _corruptions(subject: Subject, memory: Memory) -> Found:
 
 def _adversarial(subject: Subject, memory: Memory) -> Found:
     images, labels, ids = _chosen(subject, subject.config.audit.attacked_images)
-    budget = subject.config.audit.attack_epsilon
-    if budget is None:
-        budget = default_budget(min(images.shape[-2:]), subject.config.dataset.name)
     return robustness.measure_adversarial(
         subject.model, subject.normalise, images, labels, ids.tolist(), seed=subject.config.seed,
-        epsilon=budget,
+        epsilon=subject.config.audit.attack_epsilon, dataset=subject.config.dataset.name,
         known={name: rows[0] for name, rows in _recalled(memory).items()},
         tell=lambda name, outcome: memory.keep(name, _marks(outcome)),
     )  # fmt: skip

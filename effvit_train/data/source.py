@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from effvit_train.data.decode import BadImage, Decoder
+from effvit_train.hardware import cores
 
 Pixels = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -153,11 +154,6 @@ def each(task: Callable[[int], object], items: Sequence[int], threads: int | Non
     """Run `task` on every item on a pool of threads; results in order."""
     with ThreadPoolExecutor(threads or cores()) as pool:
         return list(pool.map(task, items))
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def to_pil(image: Pixels) -> Image.Image:

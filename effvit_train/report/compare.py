@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from effvit_train.card import Card
-from effvit_train.paired import interval_unpaired
+from effvit_train.paired import difference_interval, interval_unpaired
 from effvit_train.report import format as fmt
 from effvit_train.report.audit_facts import interval
 from effvit_train.report.baseline import Baseline
@@ -92,9 +91,7 @@ def _covers_zero(key: str, card: Card, other: Card) -> bool:
     now, before = card.measures.get(key), other.measures.get(key)
     if here is None or there is None or now is None or before is None:
         return False
-    difference = now - before
-    low = difference - math.hypot(now - here[0], there[1] - before)
-    high = difference + math.hypot(here[1] - now, before - there[0])
+    low, high = difference_interval(before, there, now, here)
     return low <= 0 <= high
 
 

@@ -15,7 +15,8 @@ from effvit_train import lock
 from effvit_train.budgets import parse_budgets
 from effvit_train.card import Card
 from effvit_train.errors import UserError
-from effvit_train.runs import RunDir, RunState
+from effvit_train.hardware import cores, visible_gpus
+from effvit_train.runs import RunDir, RunState, training_command
 from effvit_train.runs_command import ABANDONED
 from effvit_train.search.definition import Definition
 from effvit_train.search.objectives import curve, read_values
@@ -74,7 +75,7 @@ class TrainedTrial:
         """One process; returns its exit code, and why the search stopped it."""
         arguments = [f"resume={run.path}"] if run.state.exists() else self._arguments(turn, run)
         process = subprocess.Popen(
-            [*train_command(), *arguments], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            [*training_command(), *arguments], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             cwd=self._cwd, env=self._environment, start_new_session=True,
         )  # fmt: skip
         watch = _Watch(self, turn)
@@ -178,16 +179,6 @@ class _Watch:
         return hopeless(definition.objectives, self._bounds, curves, finished, after=after)
 
 
-def train_command() -> list[str]:
-    """How this command was started, without its arguments: `python train.py` or `effvit train`."""
-    program = Path(sys.argv[0])
-    if program.name == "train.py" and program.is_file():
-        return [sys.executable, str(program.resolve())]
-    if program.name in ("effvit", "effvit.exe") and program.is_file():
-        return [sys.executable, str(program.resolve()), "train"]
-    return [sys.executable, "-c", "from effvit_train.cli import train; train()"]
-
-
 def trial_environment(index: int, workers: int) -> dict[str, str]:
     """The environment of the trials of worker number `index` of `workers` on this machine.
 
@@ -198,13 +189,10 @@ def trial_environment(index: int, workers: int) -> dict[str, str]:
         key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "PMI_", "PMIX_"))
     }
     if "OMP_NUM_THREADS" not in found and workers > 1:
-        found["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // workers))
-    devices = [device for device in found.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
-    if "CUDA_VISIBLE_DEVICES" not in found:
-        gpus = Path("/proc/driver/nvidia/gpus")
-        devices = [str(k) for k in range(len(list(gpus.iterdir())))] if gpus.is_dir() else []
-    if workers > 1 and len(devices) > 1:
-        found["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
+        found["OMP_NUM_THREADS"] = str(max(1, cores() // workers))
+    gpus = visible_gpus() if workers > 1 else ()
+    if len(gpus) > 1:
+        found["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
     return found
 
 

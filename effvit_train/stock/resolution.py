@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from effvit_train.paired import POWER_Z
 from effvit_train.proportions import Z95, wilson
 
-Z80 = 0.8416212335729143  # 80 % quantile of the normal distribution
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
@@ -32,7 +32,7 @@ def resolution(images: int, accuracy: float) -> Resolution:
     """What `images` test images show of an accuracy."""
     low, high = wilson(round(images * accuracy), images)
     spread = math.sqrt(2 * accuracy * (1 - accuracy) / images)
-    return Resolution(accuracy, (high - low) / 2, (Z95 + Z80) * spread)
+    return Resolution(accuracy, (high - low) / 2, (Z95 + POWER_Z) * spread)
 
 
 def provable(images: int) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from effvit_train.config import Config
 from effvit_train.errors import UserError
+from effvit_train.hardware import cores, visible_gpus
 from effvit_train.sweep.settings import ParallelSettings
 
 
@@ -50,23 +50,6 @@ def share(settings: ParallelSettings, trainers: Sequence[Any]) -> Shares:
         int(stated) if stated.isdigit() and int(stated) else max(1, cores() // jobs)
     )
     return Shares(jobs, threads, gpus)
-
-
-def cores() -> int:
-    """Cores that this process may run on (`taskset`, Slurm and containers may leave it fewer than there are)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def visible_gpus() -> tuple[str, ...]:
-    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; without torch."""
-    stated = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if stated is not None:
-        return tuple(name.strip() for name in stated.split(",") if name.strip() not in ("", "-1"))
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(str(k) for k, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU "))
 
 
 def fix_threads(configs: list[Config], threads: int) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
-import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -95,17 +93,6 @@ class Sweep:
         """The overrides that not all of the jobs have, as one would type them."""
         common = set.intersection(*(set(other.overrides) for other in self.jobs))
         return shlex.join(item for item in job.overrides if item not in common)
-
-
-def training_command() -> list[str]:
-    """How to start a training in a process of its own, as this process was started."""
-    script = Path(sys.argv[0])
-    if not script.is_file():
-        script = Path(shutil.which("effvit") or "") if script.name == "effvit" else Path()
-    if not script.is_file():
-        return [sys.executable, "-u", "-c", "from effvit_train.cli import train; train()"]
-    command = [sys.executable, "-u", str(script.resolve())]
-    return [*command, "train"] if script.stem == "effvit" else command
 
 
 def retry_command(path: Path, numbers: list[int] | None = None) -> str:

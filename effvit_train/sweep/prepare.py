@@ -14,8 +14,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from effvit_train.compose import explain, load, model_label, refuse_set
 from effvit_train.config import Config
 from effvit_train.errors import UserError
-from effvit_train.runs import QUEUED, RunDir, RunState, discard, ensure_writable, write_config
-from effvit_train.sweep.plan import NAME, Sweep, SweepJob, training_command
+from effvit_train.runs import (
+    QUEUED,
+    RunDir,
+    RunState,
+    discard,
+    ensure_writable,
+    training_command,
+    write_config,
+)
+from effvit_train.sweep.plan import NAME, Sweep, SweepJob
 from effvit_train.sweep.settings import Settings
 
 

@@ -26,7 +26,7 @@ KEYS = ["quality/accuracy", "cost/macs"]
 @pytest.fixture
 def trial(tmp_path, monkeypatch):
     """`trial(lr, ...)` adds a trial with that learning rate to one study; returns its outcome."""
-    monkeypatch.setattr(process, "train_command", lambda: [sys.executable, fake_train.__file__])
+    monkeypatch.setattr(process, "training_command", lambda: [sys.executable, fake_train.__file__])
     monkeypatch.setattr(process, "_LOOK", 0.02)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     count = [0]

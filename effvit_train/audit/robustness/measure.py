@@ -185,6 +185,7 @@ def measure_adversarial(
     *,
     seed: int,
     epsilon: float | None = None,
+    dataset: str = "",
     attacks: Sequence[str] = ("pgd", "autoattack"),
     batch_size: int = 128,
     known: Parts | None = None,
@@ -200,6 +201,7 @@ def measure_adversarial(
         ids: (n,) of the images.
         seed: of the attacks.
         epsilon: budget in 0..1; None: `default_budget`.
+        dataset: name of a known set, for that.
         attacks: `pgd`, `autoattack`, or both.
         batch_size: images at a time.
         known: which images (n,) stand, by attack (`CLEAN`, `pgd`, and those of `AUTOATTACK`), from an earlier call
@@ -216,7 +218,7 @@ def measure_adversarial(
     if unknown:
         raise ValueError(f"{unknown[0]!r} is not pgd or autoattack")
     if epsilon is None:
-        epsilon = default_budget(min(images.shape[-2:]))
+        epsilon = default_budget(min(images.shape[-2:]), dataset)
     parts = dict(known or {})
 
     def part(name: str, after: str) -> None:

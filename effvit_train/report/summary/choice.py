@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from effvit_train.arms import Arm
 from effvit_train.budgets import Budget, Verdict
 from effvit_train.collect import Entry
+from effvit_train.paired import difference_interval
 from effvit_train.proportions import wilson
 from effvit_train.report import format as fmt
 from effvit_train.report.baseline import Baseline
@@ -141,10 +142,7 @@ def chance(share: float, tested: int) -> tuple[float, float]:
 
 def within_chance(one: float, two: float, tested: int) -> bool:
     """Whether the choice of test images explains the difference of two accuracies (Newcombe 1998, method 10)."""
-    (low_1, high_1), (low_2, high_2) = chance(one, tested), chance(two, tested)
-    difference = one - two
-    low = difference - math.hypot(one - low_1, high_2 - two)
-    high = difference + math.hypot(high_1 - one, two - low_2)
+    low, high = difference_interval(two, chance(two, tested), one, chance(one, tested))
     return low <= 0 <= high
 
 
