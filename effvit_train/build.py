@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from effvit_train.card import Measured
+from effvit_train.changing import Changes
 from effvit_train.checkpoint_file import Found
 from effvit_train.checkpoints import CheckpointIO, Checkpoints
 from effvit_train.config import Config
@@ -52,6 +53,7 @@ class Built:
     record: ArchitectureRecord
     precision: Precision
     attention: str
+    changes: Changes
     callbacks: list[pl.Callback] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     ahead: list[Ahead] = field(default_factory=list)
@@ -168,7 +170,15 @@ def build(
     ahead = [attachment.ahead for attachment in attached if attachment.ahead is not None]
     previews = [attachment.preview for attachment in attached if attachment.preview is not None]
     measured = [attachment.measured for attachment in attached if attachment.measured is not None]
-    return Built(data, module, record, chosen, attention, callbacks, provenance, ahead, previews, measured)
+    changes = Changes(
+        [change for attachment in attached for change in attachment.changes],
+        {t.PART.name: a.alone for t, a in zip(active, attached, strict=True) if a.alone is not None},
+        provenance,
+        say,
+    )
+    return Built(
+        data, module, record, chosen, attention, changes, callbacks, provenance, ahead, previews, measured
+    )
 
 
 def build_data(config: Config, stream: AugmentStream, say: Callable[[str], None]) -> DataModule:
@@ -216,6 +226,7 @@ def make_trainer(
     settings = config.trainer
     io = CheckpointIO(run_dir, found)
     callbacks: list[pl.Callback] = [
+        built.changes,
         *built.callbacks,
         Seen(built.provenance["seen"]),
         Curves(

@@ -180,7 +180,7 @@ class Checkpoints(pl.Callback):
         before = self.best_accuracy
         improved = accuracy is not None and float(accuracy) > before
         # a model that is still to be cut is not the one that ships
-        improved = improved and bool(getattr(pl_module, "settled", True))
+        improved = improved and not getattr(pl_module, "unsettled", None)
         if improved:
             assert accuracy is not None
             self.best_accuracy = float(accuracy)

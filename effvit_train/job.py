@@ -294,6 +294,7 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     predictions = Predictions()
     trainer.callbacks.append(predictions)  # type: ignore[attr-defined]
     built.module.settle()
+    built.changes.finish(trainer, built.module, built.data)
     trainer.test(built.module, datamodule=built.data, verbose=False)
     if not trainer.is_global_zero:
         return None

@@ -24,8 +24,9 @@ from typing_extensions import override
 from effvit_train.config import RecipeConfig
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.keys import AugmentStream, stream_key
+from effvit_train.models.changes import recorded_operations
 from effvit_train.models.record import ArchitectureRecord
-from effvit_train.models.surgery import Operation, apply, recorded_operations
+from effvit_train.models.surgery import Operation, apply
 from effvit_train.models.tuning import merge
 from effvit_train.parts import Gradients, Step, Term
 from effvit_train.taps import Taps
@@ -63,7 +64,8 @@ class VisionModule(pl.LightningModule):
         compiled: run the training forward through `torch.compile`.
 
     Attributes:
-        settled: whether the architecture is the one that ships; while it is not, no checkpoint is the best.
+        unsettled: techniques that are still to change the architecture; while there are any, no checkpoint is
+            the best.
         gradients: takes the place of autograd's backward pass; None leaves it to autograd.
         figures: of a technique, for the curves of the epoch that ends.
     """
@@ -88,7 +90,7 @@ class VisionModule(pl.LightningModule):
             self.ema.module.requires_grad_(False)  # or DDP waits for gradients that never come
         self.record, self.recipe, self.seed = record, recipe, seed
         self.stream = stream or AugmentStream(seed)
-        self.settled = True
+        self.unsettled: set[str] = set()
         self.gradients: Gradients | None = None
         self.figures: dict[str, float] = {}
         self.terms: list[Term] = [LabelTerm(label_weight), *terms]
@@ -96,7 +98,7 @@ class VisionModule(pl.LightningModule):
             {term.name: term.module for term in self.terms if term.module is not None}
         )
         # after the average was copied from the model: it needs no taps
-        self._taps = Taps(model, [name for term in self.terms for name in term.taps], training_only=True)
+        self._taps = self._tap()
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.scheduler: Scheduler | None = None
@@ -236,10 +238,10 @@ class VisionModule(pl.LightningModule):
         entry: dict[str, Any],
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        """Cut the model and all that follows it: its moving average, what terms keep, the optimizer's state.
+        """Change the model and all that follows it: its moving average, what terms keep, the optimizer's state.
 
         Args:
-            operations: the cut.
+            operations: the change.
             entry: of the architecture record.
             optimizer: that trains the model; None where there is none yet.
         """
@@ -250,6 +252,8 @@ class VisionModule(pl.LightningModule):
             term.after_cut(self.model, operations, optimizer)
         if self.gradients is not None:
             self.gradients.after_cut()
+        self._taps.remove()  # modules may be others now
+        self._taps = self._tap()
         self.record = dataclasses.replace(self.record, cuts=[*self.record.cuts, entry])
 
     @override
@@ -259,7 +263,7 @@ class VisionModule(pl.LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the cuts that the checkpoint's model has had, before its weights are loaded.
+        """Change the model as the checkpoint's was changed, before its weights are loaded.
 
         Raises `UserError` for weights of another architecture.
         """
@@ -274,6 +278,9 @@ class VisionModule(pl.LightningModule):
             )
         for entry in cuts[len(own) :]:
             self.cut(recorded_operations(self.model, entry), entry)
+
+    def _tap(self) -> Taps:
+        return Taps(self.model, [name for term in self.terms for name in term.taps], training_only=True)
 
     def _world_size(self) -> int:
         return 1 if self._trainer is None else self.trainer.world_size

@@ -19,6 +19,7 @@ from effvit_train.config import Config
 from effvit_train.errors import UserError
 from effvit_train.keys import AugmentStream
 from effvit_train.models.config import ModelConfig
+from effvit_train.moment import Moment
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,6 +143,44 @@ class Gradients(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Decided:
+    """A change of the architecture that has been decided on.
+
+    Attributes:
+        operations: that carry it out on the model as it is.
+        entry: of the architecture record.
+        facts: for the card, JSON.
+        words: what is said of it, one line.
+    """
+
+    operations: Sequence[Operation]
+    entry: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedChange:
+    """One change of the architecture, at a moment of the training or after it.
+
+    `decide(module, data, epoch)` looks at the module (`module.model` is trained, `module.shipped` ships), at the
+    DataModule where it reads images, and returns the change, or None where none is needed. It changes nothing,
+    and its result is a function of the weights, the data and the seed: one process decides for all.
+
+    Attributes:
+        name: of the technique.
+        key: of the moment's setting.
+        moment: when; 1 is after the last step, on the weights that ship.
+        decide: what is to be changed.
+    """
+
+    name: str
+    key: str
+    moment: Moment
+    decide: Callable[[Any, Any, int], Decided | None]
+
+
 @dataclass
 class Attachment:
     """What a technique adds to the training.
@@ -155,6 +194,8 @@ class Attachment:
         preview: shows what would be done instead of doing it: (module, data) -> something to print.
         review: looks at the card's provenance when all techniques are attached; may refuse, or keep and fill it.
         measured: what the technique knows for the card when the training has ended.
+        changes: of the architecture, at their moments.
+        alone: from when to when no other technique may change the architecture.
     """
 
     terms: list[Term] = field(default_factory=list)
@@ -165,6 +206,8 @@ class Attachment:
     preview: Callable[[Any, Any], Any] | None = None
     review: Callable[[dict[str, Any]], None] | None = None
     measured: Callable[[], Measured] | None = None
+    changes: list[PlannedChange] = field(default_factory=list)
+    alone: tuple[Moment, Moment] | None = None
 
 
 class Ahead(Protocol):

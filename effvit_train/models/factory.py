@@ -15,11 +15,11 @@ from torch import nn
 from effvit_train.errors import UserError
 from effvit_train.files import atomic_path
 from effvit_train.models import weights
+from effvit_train.models.changes import rebuild
 from effvit_train.models.config import ModelConfig
 from effvit_train.models.make import is_ours, make
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.resolve import resolve
-from effvit_train.models.surgery import rebuild
 
 __all__ = ["build", "create", "embed_width", "load_model", "resolve", "save_model"]
 

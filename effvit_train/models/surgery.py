@@ -9,7 +9,7 @@ silently never be trained again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,19 @@ class Attend:
     width: int
 
 
-Operation = Slice | Scale | Fold | Drop | Attend
+class Change:
+    """An operation of another kind, which knows itself how it is carried out."""
+
+    def carry_out(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        """Change the model, and the state of the optimizer that trains it (None: nothing does).
+
+        A parameter that stays keeps its identity. New ones stand in the optimizer's groups where an optimizer
+        that is built for the changed model would have them.
+        """
+        raise NotImplementedError
+
+
+Operation = Slice | Scale | Fold | Drop | Attend | Change
 # What is kept of a group: for each of its factors the kept units (k,), of a width (heads, k).
 Keep = tuple[Tensor, ...]
 
@@ -170,6 +182,8 @@ def apply(
             _fold(model.get_submodule(operation.layer), operation)
         elif isinstance(operation, Attend):
             _attend(model.get_submodule(operation.module), operation)
+        elif isinstance(operation, Change):
+            operation.carry_out(model, optimizer)
         else:
             _drop(model, operation.block, optimizer)
     _refresh(model)
@@ -284,21 +298,11 @@ def _refresh_swin(model: Any) -> None:
         stage.dim, entry["num_chs"] = before, width
 
 
-def rebuild(model: nn.Module, cuts: Sequence[Mapping[str, Any]]) -> None:
-    """Cut a model to the widths of recorded cuts, in their order; which units are left is of no account.
+def recorded(model: nn.Module, cut: Mapping[str, Any]) -> list[Operation]:
+    """The operations that bring a model to the widths of a recorded cut; which units are left is of no account.
 
     Raises `ValueError` for a cut that cannot be made: the record is not of this model.
     """
-    for cut in cuts:
-        apply(model, recorded_operations(model, cut))
-
-
-def recorded_operations(model: nn.Module, cut: Mapping[str, Any]) -> list[Operation]:
-    """The operations that bring a model to the widths of a recorded cut; raises as `rebuild` does."""
-    if not isinstance(cut, Mapping):
-        raise ValueError(f"{cut!r} is not a cut in the architecture record")
-    if cut.get("kind") != CUT:
-        raise ValueError(f"unknown cut {cut.get('kind')!r} in the architecture record")
     blocks, widths = cut.get("blocks"), cut.get("widths")
     if not isinstance(blocks, list) or not isinstance(widths, Mapping):
         raise ValueError("a cut in the architecture record does not tell its blocks and widths")

@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from effvit_train.compress.prune.config import Moment, PruneConfig, TargetConfig
+from effvit_train.compress.prune.config import PruneConfig, TargetConfig
 from effvit_train.compress.prune.schedule import left, positions
 from effvit_train.errors import UserError
+from effvit_train.moment import Moment
 
 # --- schedule ----------------------------------------------------------------------------------
 

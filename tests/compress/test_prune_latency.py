@@ -17,10 +17,11 @@ from effvit_train.compress.prune.config import PruneConfig, TargetConfig
 from effvit_train.compress.prune.latency import Grid, Latency, Table, measure
 from effvit_train.compress.prune.pruner import Pruner
 from effvit_train.errors import UserError
+from effvit_train.models.changes import rebuild
 from effvit_train.models.factory import build
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.structure import Group, Structure, read_structure
-from effvit_train.models.surgery import apply, rebuild
+from effvit_train.models.surgery import apply
 
 
 def record(name: str, **kwargs) -> ArchitectureRecord:

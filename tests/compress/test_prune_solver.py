@@ -25,10 +25,11 @@ from effvit_train.compress.prune.solver import (
     sizes_after,
     solve,
 )
+from effvit_train.models.changes import rebuild
 from effvit_train.models.factory import build
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.structure import Group, Structure, read_structure
-from effvit_train.models.surgery import apply, rebuild
+from effvit_train.models.surgery import apply
 
 WIDTHS = ("heads", "head_width", "mlp", "embed")
 

@@ -80,7 +80,7 @@ def test_seeded_builds_are_equal() -> None:
 
 def test_unknown_cuts_are_refused() -> None:
     _, record = made()
-    with pytest.raises(ValueError, match="unknown cut 'fold'"):
+    with pytest.raises(ValueError, match="unknown change 'fold'"):
         build(dataclasses.replace(record, cuts=[{"kind": "fold"}]))
 
 

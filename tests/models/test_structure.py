@@ -35,11 +35,12 @@ from effvit_train.compress.prune.importance import calibrate
 from effvit_train.compress.prune.plan import operations_of, record_of
 from effvit_train.compress.prune.solver import Plan
 from effvit_train.errors import UserError
+from effvit_train.models.changes import rebuild, recorded_operations
 from effvit_train.models.factory import build, embed_width, inspect_model, load_model, save_model
 from effvit_train.models.make import make as make_architecture
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.structure import Structure, read_structure
-from effvit_train.models.surgery import CUT, Operation, Scale, apply, cut_group, rebuild, recorded_operations
+from effvit_train.models.surgery import CUT, Operation, Scale, apply, cut_group
 
 # --- a whole plan against masks -------------------------------------------------------------------
 

@@ -19,10 +19,11 @@ from effvit_train.compress.prune.importance import calibrate
 from effvit_train.compress.prune.plan import operations_of, record_of
 from effvit_train.compress.prune.solver import Plan
 from effvit_train.errors import UserError
+from effvit_train.models.changes import rebuild
 from effvit_train.models.factory import build, load_model, save_model
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.structure import read_structure
-from effvit_train.models.surgery import CUT, apply, cut_group, drop_block, rebuild
+from effvit_train.models.surgery import CUT, apply, cut_group, drop_block
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 4, "num_classes": 5}
 MODELS = {

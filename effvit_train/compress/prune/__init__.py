@@ -8,6 +8,7 @@ from __future__ import annotations
 from effvit_train.compress.prune.config import PruneConfig, TargetConfig
 from effvit_train.config import Config
 from effvit_train.errors import UserError
+from effvit_train.moment import Moment
 from effvit_train.parts import FREEZES_WEIGHTS, READS_TRAINING_DATA, Attachment, Context, Part
 
 __all__ = ["FEATURES", "PART", "PruneConfig", "TargetConfig", "attach"]
@@ -63,7 +64,11 @@ def attach(config: Config, context: Context) -> Attachment:
         context.say(f"prune: {context.record.name} has no {', '.join(left_out)} that can be cut by us")
     pruner.check()
     provenance = pruner.facts()
+    start, end = (
+        Moment.read(getattr(prune, name), key=f"compress.prune.{name}") for name in ("start", "end")
+    )
     return Attachment(
+        alone=(start, start if prune.schedule == "one_shot" else end),
         callbacks=[Pruning(prune, pruner, provenance, context.say)],
         provenance={"pruning": provenance},
         preview=preview(prune, pruner, context) if prune.dry_run else None,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.strategies import DDPStrategy
 from typing_extensions import override
 
-from effvit_train.compress.prune.config import Moment, PruneConfig
+from effvit_train.changing import change_model
+from effvit_train.compress.prune.config import PruneConfig
 from effvit_train.compress.prune.latency import Table
 from effvit_train.compress.prune.plan import record_of
 from effvit_train.compress.prune.pruner import Decision, Pruner, batches
@@ -23,8 +21,10 @@ from effvit_train.files import read_json, write_json
 from effvit_train.keys import stream_key
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.structure import read_structure
+from effvit_train.moment import Moment, step_of
 
 LATENCY_FILE = "latency.json"  # in the run directory
+NAME = "prune"
 _KEY = "compress.prune"
 
 
@@ -45,7 +45,7 @@ class Pruning(pl.Callback):
         self, config: PruneConfig, pruner: Pruner, provenance: dict[str, Any], say: Callable[[str], None]
     ) -> None:
         self.config, self.pruner, self.provenance, self._say = config, pruner, provenance, say
-        self.record: ArchitectureRecord = pruner.record
+        self.record: ArchitectureRecord = pruner.record  # budgets refer to it
         self.positions: list[float] | None = None  # in epochs
         self.done = 0
         self.cuts: list[dict[str, Any]] = []
@@ -53,7 +53,10 @@ class Pruning(pl.Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure latencies, where they are limited and have not been measured."""
-        pl_module.settled = False  # type: ignore[assignment]
+        if self.positions is None:  # at the first start other techniques may have changed the model already
+            self.record = pl_module.record  # type: ignore[assignment]
+        module: Any = pl_module
+        module.unsettled.add(NAME)
         if len(self.record.cuts) != len(self.pruner.record.cuts):
             self.pruner = Pruner(self.config, self.record)
         if not self.pruner.ready:
@@ -75,12 +78,12 @@ class Pruning(pl.Callback):
                 raise self.config.out_of_order()
             self.positions = positions(start, end, self.config.cuts, one_shot=one_shot)
             name, last = ("start", start) if one_shot else ("end", end)
-            if _step(last, steps) >= epochs * steps:
+            if step_of(last, steps) >= epochs * steps:
                 raise UserError(
                     f"leaves no step after the last cut: the training has {epochs} epochs of {steps} steps",
                     key=f"{_KEY}.{name}", value=getattr(self.config, name), remedy="an earlier cut",
                 )  # fmt: skip
-        pl_module.settled = self.done == len(self.positions)  # type: ignore[assignment]
+        self._settle(pl_module)
 
     @override
     def on_train_batch_start(
@@ -91,11 +94,15 @@ class Pruning(pl.Callback):
         steps = int(trainer.num_training_batches)
         now = trainer.current_epoch + batch_idx / steps
         step = trainer.current_epoch * steps + batch_idx
-        due = sum(_step(position, steps) <= step for position in self.positions)
+        due = sum(step_of(position, steps) <= step for position in self.positions)
         if due > self.done:
             self._cut(trainer, pl_module, due, now)
             self.done = due
-            pl_module.settled = self.done == len(self.positions)  # type: ignore[assignment]
+            self._settle(pl_module)
+
+    def _settle(self, module: Any) -> None:
+        assert self.positions is not None
+        (module.unsettled.discard if self.done == len(self.positions) else module.unsettled.add)(NAME)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -132,17 +139,8 @@ class Pruning(pl.Callback):
         if decision is None:
             self._say(f"cut {number} of {total}: none is needed, the model is small enough already")
             return
-        optimizer = module.optimizers(use_pl_optimizer=False)
-        strategy = trainer.strategy
-        wrapped = isinstance(strategy, DDPStrategy) and strategy.model is not strategy.lightning_module
-        if wrapped:  # its buckets are of the old shapes
-            strategy.model = strategy.lightning_module
-            gc.collect()
         entry = record_of(decision.plan, step=int(trainer.global_step))
-        module.cut(decision.operations, entry, optimizer)
-        if wrapped:
-            assert isinstance(strategy, DDPStrategy)
-            strategy.configure_ddp()
+        change_model(trainer, module, decision.operations, entry)
         self._note(trainer, decision, number, total, now)
 
     def _note(self, trainer: pl.Trainer, decision: Decision, number: int, total: int, now: float) -> None:
@@ -186,8 +184,3 @@ class Pruning(pl.Callback):
         found = trainer.strategy.broadcast(table)
         assert found is not None
         return found
-
-
-def _step(position: float, steps: int) -> int:
-    """The step in which a position, in epochs, lies: the shortest training goes through all of them."""
-    return math.floor(position * steps + 1e-9)

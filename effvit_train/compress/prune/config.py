@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from effvit_train.errors import UserError, at_least, kinds_of, one_of
+from effvit_train.moment import Moment
 
 _KEY = "compress.prune"
 KINDS = ("heads", "head_width", "mlp", "embed", "blocks")
 CRITERIA = ("magnitude", "taylor", "hessian", "variance", "random")
 READS_DATA = frozenset({"taylor", "hessian", "variance"})
-_MOMENT = re.compile(r"(\d+) ?(epoch|step)s?")
 
 
 @dataclass
@@ -116,29 +115,3 @@ class PruneConfig:
             f"is before {_KEY}.start={self.start}", key=f"{_KEY}.end", value=self.end,
             remedy="the last cut comes after the first",
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A point of the training: a fraction of it, a number of epochs or of optimizer steps."""
-
-    value: float
-    unit: str  # fraction | epoch | step
-
-    @classmethod
-    def read(cls, value: Any, *, key: str) -> Moment:
-        """Read 0.1, `10epochs` or `500steps`; raises `UserError` for anything else."""
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1:
-            return cls(float(value), "fraction")
-        if isinstance(value, str) and (found := _MOMENT.fullmatch(value)):
-            return cls(float(found[1]), found[2])
-        raise UserError(
-            "must be a fraction of the training from 0 and below 1, epochs such as 10epochs, or steps such as 500steps",
-            key=key, value=value, remedy=f"e.g. {key}=0.1",
-        )  # fmt: skip
-
-    def in_epochs(self, epochs: int, steps_per_epoch: int) -> float:
-        """Epochs from the start of a training of `epochs`."""
-        if self.unit == "epoch":
-            return self.value
-        return self.value * epochs if self.unit == "fraction" else self.value / steps_per_epoch
