@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": "take stock of a data set before training on it [--json] [--learning-curve]",
     "cost": "what any model would cost on this machine, without training it [--json]",
     "prune": "cut the model of a finished run, without training it [--target macs=0.5]",
+    "compress": "change the model of a finished run as a technique does, without training it [compress=NAME]",
     "audit": "measure a finished run again, on all axes [audit=full]",
     "report": "many runs on one page: Pareto front, table, 360 charts; or a card again [--summary] [--cards]",
     "compare": "two models, or two settings over seeds, on the same test images [A B --prices FILE]",
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "cache": cache,
         "cost": cost,
         "inspect": inspect,
+        "compress": compress,
         "audit": audit,
     }
     if command in ACTIONS:
@@ -154,6 +156,19 @@ def inspect(argv: Sequence[str]) -> None:
         options, overrides = inspect_command.parse(argv)
         arguments = [*overrides, *_WITHOUT_A_RUN]
         _with_hydra(lambda cfg, typed: inspect_command.inspect(options, cfg, typed), arguments)
+
+    _guarded(action, [])
+
+
+def compress(argv: Sequence[str]) -> None:
+    """`effvit compress RUN_DIR compress=NAME [overrides]`: changes a finished run's model without training it."""
+    from effvit_train import compress_command
+
+    def action() -> None:
+        options, overrides = compress_command.parse(argv)
+        compress_command.check_overrides(overrides)
+        arguments = [*overrides, *_WITHOUT_A_RUN]
+        _with_hydra(lambda cfg, typed: compress_command.compress(options, cfg, overrides), arguments)
 
     _guarded(action, [])
 

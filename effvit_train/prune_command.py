@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import copy
-import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from effvit_train.card import Card
 from effvit_train.compress.prune.config import CRITERIA, PruneConfig, TargetConfig
 from effvit_train.compress.prune.plan import record_of
 from effvit_train.compress.prune.preview import plan_table
 from effvit_train.compress.prune.pruner import Decision, Pruner, batches
+from effvit_train.derived import check_out, train_further, write_derived
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.finished import Finished, open_finished
 from effvit_train.keys import stream_key
-from effvit_train.measuring import quality_and_cost
-from effvit_train.models.factory import count_parameters, save_model
 from effvit_train.module import VisionModule
-from effvit_train.predictions import Predictions, predict
-from effvit_train.report.baseline import find_baseline
-from effvit_train.report.html import write_html
-from effvit_train.report.terminal import card_table
-from effvit_train.runs import RunDir, RunState, ensure_writable, machine, program, versions, write_config
-from effvit_train.seen import of_run, to_text
+from effvit_train.runs import RunDir, ensure_writable
 
 MADE_BY = "effvit prune"
 _TARGETS = ("macs", "params", "latency_ms")
@@ -50,7 +39,7 @@ def prune(argv: Sequence[str]) -> None:
     source = Path(options.run)
     target = Path(options.out) if options.out else _default_out(source, settings)
     if not options.dry_run:
-        _check_out(target)
+        check_out(target)
     run = open_finished(
         source, say, overrides=[f"dataset.root={options.data_root}"] if options.data_root else []
     )
@@ -142,70 +131,24 @@ def _default_out(source: Path, settings: PruneConfig) -> Path:
     return source.with_name(f"{source.name}-pruned-{words}")
 
 
-def _check_out(path: Path) -> None:
-    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
-        raise UserError("exists already", key="--out", value=path, remedy="give another directory")
-
-
 def _write(
     run: Finished, module: VisionModule, pruner: Pruner, decision: Decision, out: RunDir, console: Console
 ) -> None:
-    before = run.card
-    logits, labels, index = predict(module.model, module.normalise, run.data.eval_dataloader("test"))
-    predictions = Predictions()
-    predictions.logits, predictions.labels, predictions.index = logits, labels, index
-    seen = of_run(run.run_dir.path) or []
-    save_model(module.model, module.record, out.path, metadata={"seen": to_text(seen)})
-    predictions.write(out.predictions)
-    measured, conditions = quality_and_cost(
-        logits, labels, module.record, run.config.audit, out.weights, device="cpu", say=console.print
-    )
-    # what the training cost, in time and in privacy; cuts by weights alone are free
-    for key in ("cost/train_seconds", "privacy/epsilon", "privacy/delta"):
-        value, reason = before.measures.get(key), before.missing.get(key)
-        if value is not None:
-            measured.values[key] = value
-            measured.missing.pop(key, None)
-        elif reason is not None:
-            measured.missing[key] = reason
-    config = copy.deepcopy(run.config)
-    state = dataclasses.replace(
-        RunState.new(), status="done", name=str(before.run["name"]), model=str(before.run["model"]),
-        epochs=int(before.run["epochs"]), data=run.data.info.fingerprint, made_by=MADE_BY,
-        precision="32-true", slurm_job=None,
-    )  # fmt: skip
     after = pruner.costs_after(decision.structure, decision.plan)
     pruning = pruner.facts() | {
         "made_by": MADE_BY, "of": str(run.run_dir.path),
         "cuts": [{**after, "blocks": list(decision.plan.blocks), "widths": dict(decision.plan.widths)}],
     }  # fmt: skip
-    card = Card.of(
-        run={
-            **before.run,
-            "id": state.id, "run_dir": str(out.path), "started": state.started, "status": "done",
-            "compress": sorted({*before.run.get("compress", []), "prune"}), "resumes": 0,
-            "device": "cpu", "threads": torch.get_num_threads(), "processes": 1,
-        },
-        model={**before.model, "params": count_parameters(module.model)},
-        measured=measured,
-        provenance={
-            **before.provenance, "pruning": pruning, "seen": seen, "cost_conditions": conditions,
-            "versions": versions(), "machine": machine(), "changes": [],
-        },
-    )  # fmt: skip
-    write_config(out, config, run.overrides)
-    card.write(out.card)
-    baseline = find_baseline(out.path, card)
-    write_html(out.path, baseline=baseline)
-    state.write(out.state)
-    console.print(card_table(card, baseline))
-    console.print(f"card: {os.path.relpath(out.html)}", highlight=False, soft_wrap=True)
+    write_derived(
+        run,
+        module,
+        out,
+        made_by=MADE_BY,
+        techniques=["prune"],
+        provenance={"pruning": pruning},
+        console=console,
+    )
     console.print(
-        f"next: {program()} model.weights={out.path} {' '.join(_without_weights(run.overrides))}   # train what was cut",
+        f"next: {train_further(out, run.overrides)}   # train what was cut",
         highlight=False, soft_wrap=True, markup=False,
     )  # fmt: skip
-
-
-def _without_weights(overrides: Sequence[str]) -> list[str]:
-    dropped = ("model.weights", "model.pretrained", "run_dir", "compress", "resume")
-    return [item for item in overrides if not item.lstrip("+").partition("=")[0].startswith(dropped)]
