@@ -495,7 +495,7 @@ def test_a_cut_model_is_exported_and_compiled():
 
 
 @pytest.mark.parametrize(("cut", "words"), [
-    ({"kind": "quantised", "blocks": [], "widths": {}}, "unknown cut"),
+    ({"kind": "quantised", "blocks": [], "widths": {}}, "unknown change"),
     ({"kind": CUT, "blocks": ["blocks.9"], "widths": {}}, "no block 'blocks.9'"),
     ({"kind": CUT, "blocks": [], "widths": {"blocks.0.mpl": 3}}, "'blocks.0.mpl' cannot be cut"),
     ({"kind": CUT, "blocks": [], "widths": {"blocks.0.mlp": 0}}, "cannot be cut to 0"),
