@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,11 +21,9 @@ from effvit_train.job import Job, run_job
 from effvit_train.lock import RunLock
 from effvit_train.measuring import measure
 from effvit_train.predictions import Predictions, predict
-from effvit_train.report.baseline import find_baseline
-from effvit_train.report.html import write_html
+from effvit_train.report.publish import publish
 from effvit_train.report.terminal import card_table
-from effvit_train.report.tracking import start
-from effvit_train.runs import RunState, machine, versions
+from effvit_train.runs import machine, versions
 from effvit_train.signals import Stop
 from effvit_train.teachers import shadow_trainer
 
@@ -58,24 +55,9 @@ def audit_run(path: Path, overrides: Sequence[str], stop: Stop) -> None:
     run.config.trainer.fast_dev_run = False
     with stop, RunLock(run.run_dir.path, say):
         card = _measure(run, console, stop)
-    baseline = find_baseline(run.run_dir.path, card)
-    write_html(run.run_dir.path, baseline=baseline)
-    _track(run, card, say)
+    baseline = publish(run.run_dir, card, run.config, say)
     console.print(card_table(card, baseline))
     console.print(f"card: {os.path.relpath(run.run_dir.html)}", highlight=False, soft_wrap=True)
-
-
-def _track(run: Finished, card: Card, say: Callable[[str], None]) -> None:
-    """Put the card into the W&B run of the training, where there is one."""
-    path = run.run_dir.path
-    if not run.config.logger.enabled or not (path / "wandb").is_dir():
-        return
-    tracker = start(
-        run.config.logger, run_dir=path, run_id=RunState.read(run.run_dir.state).id, name=str(card.run["name"]),
-        settings=asdict(run.config), resumed=True, say=say, private=run.config.privacy.on,
-    )  # fmt: skip
-    tracker.card(card)
-    tracker.finish()
 
 
 def _expanded(overrides: Sequence[str]) -> tuple[list[str], dict[str, object]]:

@@ -1,4 +1,4 @@
-"""The command line: `python train.py ...` and `effvit train|inspect|cache|cost|prune|report|check|runs ...`.
+"""The command line: `python train.py ...` and `effvit train|inspect|cache|cost|prune|export|report|runs ...`.
 
 Imports late: `--help` and a wrong override answer before torch is loaded.
 """
@@ -28,7 +28,9 @@ COMMANDS = {
     "cost": "what any model would cost on this machine, without training it [--json]",
     "prune": "cut the model of a finished run, without training it [--target macs=0.5]",
     "compress": "change the model of a finished run as a technique does, without training it [compress=NAME]",
-    "audit": "measure a finished run again, on all axes [audit=full]",
+    "audit": "measure a finished run again, on all axes [audit=full | --import FILE.json of effvit bench]",
+    "export": "the model of a finished run as one file, checked and timed [--format onnx --int8 dynamic]",
+    "bench": "time an exported file on a device without PyTorch; needs numpy and onnxruntime [--batch 1,16]",
     "report": "many runs on one page: Pareto front, table, 360 charts; or a card again [--summary] [--cards]",
     "compare": "two models, or two settings over seeds, on the same test images [A B --prices FILE]",
     "advise": "from finished runs: what each technique does, which to add next, what to try [--budget ...]",
@@ -40,7 +42,9 @@ COMMANDS = {
 ACTIONS = {
     "compare": "compare_command:compare",
     "advise": "advise_command:advise",
+    "bench": "bench_command:bench",
     "check": "check_command:check",
+    "export": "export_command:export",
     "prune": "prune_command:prune",
     "report": "report_command:report",
     "runs": "runs_command:runs",
@@ -206,13 +210,20 @@ def audit(argv: Sequence[str]) -> None:
     arguments = [argument for argument in argv if argument not in ("-h", "--help")]
     if len(arguments) < len(argv) or not arguments or "=" in arguments[0]:
         print(
-            "usage: effvit audit RUN_DIR [audit=quick|full] [audit.KEY=VALUE ...] [dataset.root=DIR]\n\n"
+            "usage: effvit audit RUN_DIR [audit=quick|full] [audit.KEY=VALUE ...] [dataset.root=DIR]\n"
+            "       effvit audit RUN_DIR --import FILE.json ...\n\n"
             "Measures a finished run again and writes its card. An audit that was interrupted goes on. Examples:\n"
             "  effvit audit runs/x/y audit=full\n"
             "  effvit audit runs/x/y 'audit.parts=[corruptions]' audit.corrupted_images=null   # on all test images\n"
-            "  effvit audit runs/x/y 'audit.groups=[sender_id]' audit.ood=digits 'audit.ensemble=[runs/x/z]'"
+            "  effvit audit runs/x/y 'audit.groups=[sender_id]' audit.ood=digits 'audit.ensemble=[runs/x/z]'\n"
+            "  effvit audit runs/x/y --import model.onnx.bench.json   # what effvit bench measured on a device"
         )
         sys.exit(0 if len(arguments) < len(argv) else 2)
+    if any(argument.partition("=")[0] == "--import" for argument in arguments):
+        from effvit_train.import_command import import_figures
+
+        _guarded(lambda: import_figures(arguments), [])
+        return
 
     def action() -> None:
         from effvit_train.audit_command import audit_run
@@ -414,12 +425,10 @@ def _guarded(action: Callable[[], None], overrides: list[str]) -> None:
 
 def _fail(error: Exception, overrides: Sequence[str] = ()) -> None:
     """Print the one line and exit 2; an error that is not the user's keeps its traceback, exit 1."""
-    from effvit_train.compose import explain
-
     if isinstance(error, MachineError):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    ours = explain(error, list(overrides))
+    ours = _explained(error, list(overrides))
     if ours is None:
         import traceback
 
@@ -428,6 +437,16 @@ def _fail(error: Exception, overrides: Sequence[str] = ()) -> None:
         sys.exit(1)
     print(f"error: {ours}", file=sys.stderr)
     sys.exit(2)
+
+
+def _explained(error: Exception, overrides: list[str]) -> UserError | None:
+    if isinstance(error, UserError):
+        return error
+    try:
+        from effvit_train.compose import explain
+    except ImportError:  # `effvit bench` runs where there is no Hydra
+        return None
+    return explain(error, overrides)
 
 
 def _swept(arguments: Sequence[str]) -> bool:

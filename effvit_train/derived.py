@@ -14,6 +14,7 @@ from rich.console import Console
 
 from effvit_train.card import Card
 from effvit_train.errors import UserError
+from effvit_train.export.rows import KEY as RUNTIMES
 from effvit_train.finished import Finished
 from effvit_train.measuring import quality_and_cost
 from effvit_train.models.factory import count_parameters, save_model
@@ -86,7 +87,7 @@ def write_derived(
         model={**before.model, "params": count_parameters(module.model)},
         measured=measured,
         provenance={
-            **before.provenance, **provenance, "seen": seen, "cost_conditions": conditions,
+            **_of_any(before.provenance), **provenance, "seen": seen, "cost_conditions": conditions,
             "versions": versions(), "machine": machine(), "changes": [],
         },
     )  # fmt: skip
@@ -98,6 +99,11 @@ def write_derived(
     console.print(card_table(card, baseline))
     console.print(f"card: {os.path.relpath(out.html)}", highlight=False, soft_wrap=True)
     return card
+
+
+def _of_any(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What is told of data and training; not what was measured of the model as it was."""
+    return {key: value for key, value in provenance.items() if key not in (RUNTIMES, "audit", "resolution")}
 
 
 def train_further(out: RunDir, overrides: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What the machine can do and what it counts: peak speeds, RAPL's energy, perf's events.
+"""What the machine can do and what it counts: peak speeds, perf's events.
 
 What a machine does not offer is None with the reason: many virtual machines hide the counters, and many
 kernels show them to root alone.
@@ -15,11 +15,9 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-RAPL = Path("/sys/class/powercap")
 EVENTS = ("instructions", "cycles", "cache-references", "cache-misses")
 _PIECE, _PIECES = 4_000_000, 10  # numbers of 4 bytes
 _PERF_SECONDS = 10.0  # for perf to attach, and to end
@@ -87,57 +85,6 @@ def _fastest(work: Callable[[], object], budget: float, device: torch.device) ->
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times[_PIECES:])
-
-
-def measure_energy(
-    work: Callable[[], object], *, seconds: float = 1.0, root: Path = RAPL
-) -> tuple[float | None, str]:
-    """Joules of one call of `work` by RAPL, and how they were measured or why not.
-
-    `work` is called again and again for `seconds`, for the counter moves once in a millisecond. It counts
-    processor packages and their memory where it is counted apart, on Intel and on AMD; whatever else runs on
-    them, and idling, is in the figure.
-
-    Args:
-        work: to be measured.
-        seconds: at least; longer if one call takes longer.
-        root: the kernel's directory of power capping zones.
-    """
-    try:
-        zones = _zones(root)
-        before = [_microjoules(zone) for zone in zones]
-    except PermissionError:
-        return None, "RAPL's counter is for root alone on this kernel"
-    except (OSError, ValueError) as error:
-        return None, f"RAPL's counter cannot be read: {error}"
-    if not zones:
-        return None, "no RAPL counter on this machine"
-    calls, start = 0, time.perf_counter()
-    while not calls or time.perf_counter() - start < seconds:
-        work()
-        calls += 1
-    total = 0
-    for zone, first in zip(zones, before, strict=True):
-        spent = _microjoules(zone) - first
-        if spent < 0:  # the counter began again
-            spent += int((zone / "max_energy_range_uj").read_text())
-        total += spent
-    names = ", ".join((zone / "name").read_text().strip() for zone in zones)
-    return total * 1e-6 / calls, f"RAPL ({names}), {calls} calls"
-
-
-def _zones(root: Path) -> list[Path]:
-    """Packages, and memory that lies outside them; cores are within a package and not counted twice."""
-    found = []
-    for zone in sorted(root.glob("intel-rapl:*")):
-        name = (zone / "name").read_text().strip()
-        if name.startswith("package") or name == "dram":
-            found.append(zone)
-    return found
-
-
-def _microjoules(zone: Path) -> int:
-    return int((zone / "energy_uj").read_text())
 
 
 def count_events(

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,17 @@ import torch
 from torch import Tensor, nn
 
 import effvit_train  # noqa: F401  (makes torchvision importable for timm)
-from effvit_train.audit.machine import measure_energy
 from effvit_train.audit.operations import count_operations
 from effvit_train.models.factory import build, load_weights
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.precision import autocast, dtype_of
+from effvit_train.rapl import measure_energy
+from effvit_train.resident import forget_peak, peak_bytes, resident_bytes
 from effvit_train.runs import processor
+from effvit_train.stopwatch import fitting_batch, median, percentile, time_runs
 
-MIN_RUNS = 5
 WARMUP_RUNS = 5
-LATENCY_SECONDS = 5.0  # budget of the timed runs; never fewer than MIN_RUNS
+LATENCY_SECONDS = 5.0  # budget of the timed runs; never fewer than stopwatch.MIN_RUNS
 THROUGHPUT_SECONDS = 8.0
 
 
@@ -62,12 +61,12 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         image = torch.randn(1, *record.input_shape, generator=torch.Generator().manual_seed(0)).to(
             device, dtype
         )
-        times = _time(lambda: run(image), request["latency_runs"], LATENCY_SECONDS, warmup=WARMUP_RUNS)
-        latency = _median(times)
-        batch_size = _fitting_batch(request["throughput_batch"], latency)
+        times = time_runs(lambda: run(image), request["latency_runs"], LATENCY_SECONDS, warmup=WARMUP_RUNS)
+        latency = median(times)
+        batch_size = fitting_batch(request["throughput_batch"], latency, THROUGHPUT_SECONDS)
         batch = image.expand(batch_size, *record.input_shape).contiguous()
         energy = _Energy(device)
-        batch_times = _time(
+        batch_times = time_runs(
             lambda: run(batch), request["throughput_runs"], THROUGHPUT_SECONDS, warmup=1, started=energy.start
         )
         spent = energy.joules()
@@ -89,8 +88,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "uncounted": dict(operations.uncounted),
         "size_bytes": _size(model, request["weights"]),
         "latency_ms": latency * 1e3,
-        "latency_p95_ms": _percentile(times, 0.95) * 1e3,
-        "throughput": batch_size / _median(batch_times),
+        "latency_p95_ms": percentile(times, 0.95) * 1e3,
+        "throughput": batch_size / median(batch_times),
         "memory_mb": memory_mb,
         "energy_j": None if joules is None else joules / batch_size,
         "energy": how,
@@ -133,51 +132,6 @@ def runner(model: nn.Module, device: torch.device) -> Callable[[Tensor], None]:
     return run
 
 
-def _time(
-    run: Callable[[], None],
-    runs: int,
-    budget: float,
-    *,
-    warmup: int,
-    started: Callable[[], None] | None = None,
-) -> list[float]:
-    """Seconds of each of `runs` runs, or of as many as `budget` allows, at least MIN_RUNS."""
-    for _ in range(warmup):
-        run()
-    if started:
-        started()
-    times: list[float] = []
-    begin = time.perf_counter_ns()
-    while len(times) < runs:
-        before = time.perf_counter_ns()
-        run()
-        after = time.perf_counter_ns()
-        times.append((after - before) * 1e-9)
-        if len(times) >= MIN_RUNS and (after - begin) * 1e-9 > budget:
-            break
-    return times
-
-
-def _fitting_batch(wanted: int, latency: float) -> int:
-    """The batch halved until MIN_RUNS runs and the warm-up fit into the budget."""
-    while wanted > 1 and latency * wanted * (MIN_RUNS + 1) > THROUGHPUT_SECONDS:
-        wanted //= 2
-    return wanted
-
-
-def _median(values: list[float]) -> float:
-    return _percentile(values, 0.5)
-
-
-def _percentile(values: list[float], share: float) -> float:
-    """Linear interpolation between the closest ranks, as numpy does."""
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
-
-
 def _size(model: nn.Module, weights: str | None) -> int:
     if weights:
         return os.path.getsize(weights)
@@ -192,7 +146,7 @@ class _Memory:
         self.device = device
         self._touch_libraries()
         gc.collect()
-        self.resets = self.device.type == "cpu" and self._reset()
+        self.resets = self.device.type == "cpu" and forget_peak()
         self.baseline = self._now()
 
     def loaded(self) -> None:
@@ -202,14 +156,14 @@ class _Memory:
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         elif self.resets:
-            self._reset()
+            forget_peak()
 
     def added_mb(self) -> tuple[float, str]:
         """Peak since `loaded` minus the baseline (MB), and how it was measured."""
         if self.device.type == "cuda":
             return (torch.cuda.max_memory_allocated(self.device) - self.baseline) / 1e6, "CUDA, allocated"
         how = "peak resident set" if self.resets else "peak resident set, loading included"
-        return max(self._peak() - self.baseline, 0) / 1e6, how
+        return max(peak_bytes() - self.baseline, 0) / 1e6, how
 
     def _touch_libraries(self) -> None:
         # The first matrix product, convolution and attention load kernels: no model's fault.
@@ -224,36 +178,7 @@ class _Memory:
     def _now(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device)
-        return _status("VmRSS") or _max_rss()
-
-    def _peak(self) -> int:
-        return _status("VmHWM") or _max_rss()
-
-    def _reset(self) -> bool:
-        """Set the kernel's high-water mark back to the present; False where it cannot be."""
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            return False
-        return True
-
-
-def _status(key: str) -> int:
-    """A field of /proc/self/status in bytes; 0 where there is none."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
-
-
-def _max_rss() -> int:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        return resident_bytes()
 
 
 class _Energy:

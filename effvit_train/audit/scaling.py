@@ -21,11 +21,12 @@ from torch import nn
 
 import effvit_train  # noqa: F401  (makes torchvision importable for timm)
 from effvit_train.audit.fresh import ask
-from effvit_train.audit.machine import EVENTS, Machine, count_events, measure_energy, measure_machine
+from effvit_train.audit.machine import EVENTS, Machine, count_events, measure_machine
 from effvit_train.audit.probe import runner
 from effvit_train.models.factory import build
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.precision import autocast, dtype_of
+from effvit_train.rapl import measure_energy
 from effvit_train.runs import processor
 
 CACHE_LINE = 64  # bytes

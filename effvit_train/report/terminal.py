@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from effvit_train.card import MEASURES, Card
+from effvit_train.report import deployed, teacher
 from effvit_train.report import format as fmt
-from effvit_train.report import teacher
 from effvit_train.report.baseline import Baseline
 from effvit_train.report.commands import next_commands
 from effvit_train.report.compare import Comparison
@@ -26,7 +26,12 @@ COLOURS = {"better": "green", "worse": "red", "same": "dim", "unclear": "dim"}
 
 def card_table(card: Card, baseline: Baseline) -> RenderableType:
     """The card axis by axis: value with unit, baseline, change with sign and word, reasons of nulls."""
-    return Group(_title(card), *_axes(card, Comparison(card, baseline)), _footer(card, baseline))
+    return Group(
+        _title(card),
+        *_axes(card, Comparison(card, baseline)),
+        deployed.terminal_table(card),
+        _footer(card, baseline),
+    )
 
 
 def cost_table(card: Card, kwargs: Mapping[str, Any], conditions: Mapping[str, Any]) -> RenderableType:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from effvit_train import stopwatch
 from effvit_train.audit import probe
 from effvit_train.audit.cost import VIT_B16, efficient_error_rate, measure_cost
 from effvit_train.card import MEASURES, Measured
@@ -131,31 +132,33 @@ def test_efficient_error_rate_by_hand() -> None:
 
 
 def test_runs_stop_at_the_budget_but_not_before_five() -> None:
-    assert len(probe._time(lambda: time.sleep(0.02), 100, 0.0, warmup=0)) == probe.MIN_RUNS
-    times = probe._time(lambda: time.sleep(0.02), 100, 0.3, warmup=0)
+    assert len(stopwatch.time_runs(lambda: time.sleep(0.02), 100, 0.0, warmup=0)) == stopwatch.MIN_RUNS
+    times = stopwatch.time_runs(lambda: time.sleep(0.02), 100, 0.3, warmup=0)
     assert 5 < len(times) < 20
     assert min(times) >= 0.02
-    assert len(probe._time(lambda: None, 7, 10.0, warmup=0)) == 7
+    assert len(stopwatch.time_runs(lambda: None, 7, 10.0, warmup=0)) == 7
 
 
 def test_warm_up_is_not_timed() -> None:
     calls: list[int] = []
     started: list[int] = []
-    times = probe._time(lambda: calls.append(1), 3, 1.0, warmup=4, started=lambda: started.append(len(calls)))
+    times = stopwatch.time_runs(
+        lambda: calls.append(1), 3, 1.0, warmup=4, started=lambda: started.append(len(calls))
+    )
     assert (len(calls), len(times), started) == (7, 3, [4])
 
 
 def test_the_batch_fits_into_the_budget() -> None:
-    assert probe._fitting_batch(64, 0.001) == 64
+    assert stopwatch.fitting_batch(64, 0.001, probe.THROUGHPUT_SECONDS) == 64
     # 0.1 s an image, 6 batches in 8 s: 13 images a batch, of the halves 8
-    assert probe._fitting_batch(64, 0.1) == 8
-    assert probe._fitting_batch(64, 60.0) == 1
+    assert stopwatch.fitting_batch(64, 0.1, probe.THROUGHPUT_SECONDS) == 8
+    assert stopwatch.fitting_batch(64, 60.0, probe.THROUGHPUT_SECONDS) == 1
 
 
 def test_percentiles_are_numpys() -> None:
     values = [3.0, 1.0, 9.0, 4.0, 4.5, 2.0, 7.0]
     for share in (0.0, 0.5, 0.95, 1.0):
-        assert probe._percentile(values, share) == pytest.approx(np.percentile(values, 100 * share))
+        assert stopwatch.percentile(values, share) == pytest.approx(np.percentile(values, 100 * share))
 
 
 def test_memory_sees_what_is_allocated() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from effvit_train.audit.machine import EVENTS, Machine, count_events, measure_energy, measure_machine
+from effvit_train.audit.machine import EVENTS, Machine, count_events, measure_machine
+from effvit_train.rapl import measure_energy
 
 
 def zone(root: Path, name: str, kind: str, energy: int, most: int = 10**9) -> Path:
