@@ -32,6 +32,7 @@ from effvit_train.kernels import choose_attention
 from effvit_train.keys import AugmentStream, stream_key
 from effvit_train.models.config import ModelConfig
 from effvit_train.models.factory import create, embed_width
+from effvit_train.models.quantised import refuse_training
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.tuning import tune
 from effvit_train.module import VisionModule, check_recipe
@@ -135,6 +136,7 @@ def build(
         total_steps,
         say,
     )
+    refuse_training(model)
     attached: list[Attachment] = [technique.attach(config, context) for technique in active]
     module = VisionModule(
         model,

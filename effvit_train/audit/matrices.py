@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from effvit_train.models.quantised import Bf16Linear, Int8Linear
+
 NOT_FINITE = "the model has weights that are not finite numbers"
 
 
@@ -39,6 +41,8 @@ def weight_matrices(model: nn.Module) -> list[Matrix]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             found.append(Matrix(name, _double(module.weight)))
+        elif isinstance(module, (Int8Linear, Bf16Linear)):
+            found.append(Matrix(name, _double(module.effective_weight())))
         elif isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
             weight = _double(module.weight)
             blocks = weight.reshape(module.groups, weight.shape[0] // module.groups, -1)

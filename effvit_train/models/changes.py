@@ -18,6 +18,8 @@ from effvit_train.models.surgery import Operation, apply
 # Kind -> the module whose `recorded(model, entry)` gives the operations of a recorded change.
 _KINDS = {
     "prune": "effvit_train.models.surgery",
+    "quantize": "effvit_train.models.quantised",
+    "fake_quantize": "effvit_train.models.quantised",
 }
 
 

@@ -30,6 +30,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from effvit_train.models.quantised import FakeQuantLinear
 from effvit_train.privacy.engine.base import wide
 from effvit_train.privacy.engine.tape import ConvCall, LinearCall, Tape
 
@@ -84,6 +85,13 @@ def _linear(tape: Tape, module: nn.Linear, names: Names, inputs: Tensor | None, 
     if "bias" in names:
         rows = gradients.reshape(tape.samples, -1, gradients.shape[-1])
         tape.add_gradients(names["bias"], rows.sum(dim=1, dtype=wide(rows.dtype)))
+
+
+def _fake_quant(
+    tape: Tape, module: FakeQuantLinear, names: Names, inputs: Tensor | None, gradients: Tensor
+) -> None:
+    """The weight's gradient goes straight through its rounding: it meets the inputs as they were rounded."""
+    _linear(tape, module, names, None if inputs is None else module.operand(inputs), gradients)  # type: ignore[arg-type]
 
 
 def _conv(tape: Tape, module: nn.Conv2d, names: Names, images: Tensor | None, gradients: Tensor) -> None:
@@ -178,6 +186,7 @@ LAYERS: dict[type[nn.Module], Rule] = {
     **dict.fromkeys(
         (nn.Linear, Linear), Rule(("weight", "bias"), _linear, inputs=("weight",), casts=True)
     ),
+    FakeQuantLinear: Rule(("weight", "bias"), _fake_quant, inputs=("weight",), casts=True),
     nn.Conv2d: Rule(("weight", "bias"), _conv, inputs=("weight",), casts=True, refuses=_refuses_conv),
     **dict.fromkeys((nn.LayerNorm, LayerNorm, LayerNormFp32), _scaling(_layer_norm)),
     **dict.fromkeys((LayerNorm2d, LayerNorm2dFp32), _scaling(_layer_norm_2d, first=True)),

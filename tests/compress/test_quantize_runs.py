@@ -1,0 +1,121 @@
+"""Quantised runs from the command to their files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from driving import exit_code, interrupted_run, run_in
+
+from effvit_train import cli, load_model
+from effvit_train.models.quantised import Bf16Linear, FakeQuantLinear, Int8Linear
+
+KEY = "compress.quantize"
+QUICK = (
+    "trainer.progress_bar=false", "model.args.depth=2", "model.args.embed_dim=32", "model.args.num_heads=4",
+    "recipe.batch_size=128", "trainer.max_epochs=3", "logger=none", "audit=none", "dataset.num_workers=0",
+)  # fmt: skip
+FILES = ("model.safetensors", "metrics.csv", "model.json")
+
+
+@pytest.fixture(autouse=True)
+def _no_probe(no_probe):
+    pass
+
+
+def card(run: Path) -> dict:
+    return json.loads((run / "card.json").read_text())
+
+
+def layers(run: Path, kind: type) -> int:
+    return sum(isinstance(module, kind) for module in load_model(run).modules())
+
+
+def test_the_training_is_the_same_and_what_ships_is_int8(tmp_path, monkeypatch):
+    run_in(tmp_path, monkeypatch, *QUICK, "run_dir=dense")
+    run_in(tmp_path, monkeypatch, *QUICK, "compress=quantize", "run_dir=small")
+    dense, small = tmp_path / "dense", tmp_path / "small"
+    assert (dense / "metrics.csv").read_bytes() == (small / "metrics.csv").read_bytes()
+    assert layers(small, Int8Linear) == 8
+    assert (small / "model.safetensors").stat().st_size < 0.45 * (dense / "model.safetensors").stat().st_size
+    found = card(small)["provenance"]["quantize"]
+    assert found["layers"] == 8
+    assert min(found["signal_to_noise_db"].values()) > 30  # 8 bits: about 6 dB a bit below the largest weight
+    # longer: the checkpoint holds weights that train
+    run_in(tmp_path, monkeypatch, "resume=small", "trainer.max_epochs=4")
+    assert card(small)["run"]["epochs"] == 4
+    assert layers(small, Int8Linear) == 8
+
+
+def test_the_same_by_the_command_after_training(tmp_path, monkeypatch, capsys):
+    run_in(tmp_path, monkeypatch, *QUICK, "run_dir=dense")
+    run_in(tmp_path, monkeypatch, *QUICK, "compress=quantize", "run_dir=small")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["effvit"])
+    cli.main(["compress", "dense", "compress=quantize", "--out", "after"])
+    cli.main(["compress", "dense", "compress=quantize", f"{KEY}.mode=static", "--out", "static"])
+    assert (tmp_path / "after" / "model.safetensors").read_bytes() == (
+        tmp_path / "small" / "model.safetensors"
+    ).read_bytes()
+    assert card(tmp_path / "static")["provenance"]["quantize"]["calibration_images"] == 512
+    for arguments in (
+        ("model.weights=after",),
+        ("model.weights=after", "compress=quantize"),
+        ("model.weights=after", "compress=prune"),
+    ):
+        assert exit_code(tmp_path, monkeypatch, *QUICK, *arguments, "run_dir=no") == 2
+        assert "quantised" in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("more", [
+    (), (f"{KEY}.mode=static", "recipe.ema=0.9"), (f"{KEY}.mode=weight_only", "trainer.precision=bf16-mixed"),
+])  # fmt: skip
+def test_quantisation_aware_training_resumes_exactly(more, tmp_path, monkeypatch):
+    arguments = (*QUICK, "compress=quantize", f"{KEY}.qat=true", f"{KEY}.start=0.4", *more)
+    run_in(tmp_path, monkeypatch, *arguments, "run_dir=straight")
+    for count in (8, 20):  # before and after the layers are there
+        name = f"stopped{count}"
+        assert (
+            interrupted_run(tmp_path, monkeypatch, "on_train_batch_end", count, *arguments, f"run_dir={name}")
+            == 130
+        )
+        run_in(tmp_path, monkeypatch, f"resume={name}")
+        for file in FILES:
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "straight" / file).read_bytes(), file
+    assert [
+        cut["kind"] for cut in json.loads((tmp_path / "straight" / "model.json").read_text())["cuts"]
+    ] == ["fake_quantize", "quantize"]
+    assert layers(tmp_path / "straight", FakeQuantLinear) == 0
+    assert load_model(tmp_path / "straight")(torch.zeros(1, 1, 8, 8)).isfinite().all()
+
+
+def test_bf16_weights(tmp_path, monkeypatch):
+    run_in(
+        tmp_path,
+        monkeypatch,
+        *QUICK,
+        "compress=quantize",
+        f"{KEY}.dtype=bf16",
+        "trainer.max_epochs=1",
+        "run_dir=run",
+    )
+    assert layers(tmp_path / "run", Bf16Linear) == 8
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ((f"{KEY}.mode=sometimes",), f"{KEY}.mode=sometimes: must be one of dynamic, static, weight_only"),
+    ((f"{KEY}.dtype=int3",), f"{KEY}.dtype=int3"),
+    ((f"{KEY}.percentile=3",), f"{KEY}.percentile=3.0: must be 50 to 100"),
+    ((f"{KEY}.qat=true", f"{KEY}.dtype=bf16"), "trains for int8"),
+    ((f"{KEY}.qat=true", "recipe.tune=head"), "trains the weights that it rounds"),
+    ((f"{KEY}.start=2",), f"{KEY}.start=2"),
+])  # fmt: skip
+def test_wrong_settings(arguments, words, tmp_path, monkeypatch, capsys):
+    assert exit_code(tmp_path, monkeypatch, *QUICK, "compress=quantize", *arguments, "run_dir=run") == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
