@@ -148,6 +148,7 @@ def build(
         label_weight=_product(attachment.label_weight for attachment in attached),
         stream=stream,
         compiled=config.trainer.compile,
+        views=[attachment.view for attachment in attached if attachment.view is not None],
     )
     provenance: dict[str, Any] = {"teacher": None, "privacy": None, "pruning": None}
     # a private training writes its own entry, with what it spent

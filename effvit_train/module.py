@@ -62,6 +62,7 @@ class VisionModule(pl.LightningModule):
         label_weight: weight of the label term.
         stream: which view of a sample an epoch shows; None = a new one in every epoch.
         compiled: run the training forward through `torch.compile`.
+        views: what the model is shown of a training step's images, one after another (see `parts.Attachment`).
 
     Attributes:
         unsettled: techniques that are still to change the architecture; while there are any, no checkpoint is
@@ -82,6 +83,7 @@ class VisionModule(pl.LightningModule):
         label_weight: float = 1.0,
         stream: AugmentStream | None = None,
         compiled: bool = False,
+        views: Sequence[Callable[[Tensor, int, int], Tensor]] = (),
     ) -> None:
         super().__init__()
         self.model = model
@@ -103,6 +105,7 @@ class VisionModule(pl.LightningModule):
         self.pixel_std: Tensor
         self.scheduler: Scheduler | None = None
         self._total_steps = total_steps
+        self._views = list(views)
         self._train_forward: Callable[[Tensor], Any] = torch.compile(model) if compiled else model.__call__
         self._mixup = _mixup(recipe, len(record.classes))
         self._erasing = RandomErasing(recipe.erasing, mode="const", device="cpu") if recipe.erasing else None
@@ -144,7 +147,8 @@ class VisionModule(pl.LightningModule):
             return self.gradients.compute(self, batch, batch_idx)
         images, targets = self._training_batch(batch)
         torch.manual_seed(stream_key("forward", self.seed, self.global_step, self.global_rank))
-        terms = self._terms(batch, images, targets, self.current_epoch, self._train_forward(images))
+        output = self._train_forward(self._shown(images))
+        terms = self._terms(batch, images, targets, self.current_epoch, output)
         loss = self.total(terms).mean()
         return {"loss": loss, "terms": {name: value.detach().mean() for name, value in terms.items()}}
 
@@ -162,16 +166,22 @@ class VisionModule(pl.LightningModule):
         Args:
             batch: of the training.
             epoch: whose views of the samples these are.
-            training: run the model as in training, compiled where that is asked for.
+            training: run the model as in training: on what a step shows it, compiled where that is asked for.
         """
         images = self.augmented(batch, epoch)
         targets = smooth(batch.labels, len(self.record.classes), self.recipe.label_smoothing)
-        output = (self._train_forward if training else self.model)(images)
+        output = self._train_forward(self._shown(images)) if training else self.model(images)
         return self.total(self._terms(batch, images, targets, epoch, output))
 
     def planned_steps(self, processes: int) -> int:
         """Optimizer steps of the whole training on so many processes."""
         return self._total_steps(processes)
+
+    def _shown(self, images: Tensor) -> Tensor:
+        """Augmented images (B, C, H, W) as the model is given them in this step."""
+        for view in self._views:
+            images = view(images, self.global_step, self.planned_steps(self._world_size()))
+        return images
 
     def _terms(
         self, batch: Any, images: Tensor, targets: Tensor, epoch: int, output: Any

@@ -196,6 +196,9 @@ class Attachment:
         measured: what the technique knows for the card when the training has ended.
         changes: of the architecture, at their moments.
         alone: from when to when no other technique may change the architecture.
+        view: what the student is shown of a step's images, when they are augmented and mixed:
+            (images (B, C, H, W), step, steps of the whole training) -> images. Each image by itself, and a
+            function of the seed and the step. Terms and evaluation see the images as they were.
     """
 
     terms: list[Term] = field(default_factory=list)
@@ -208,6 +211,7 @@ class Attachment:
     measured: Callable[[], Measured] | None = None
     changes: list[PlannedChange] = field(default_factory=list)
     alone: tuple[Moment, Moment] | None = None
+    view: Callable[[Tensor, int, int], Tensor] | None = None
 
 
 class Ahead(Protocol):

@@ -55,4 +55,8 @@ def no_probe(monkeypatch):
     from effvit_train import measuring
     from effvit_train.card import Measured
 
+    def not_timed(*arguments, **settings):
+        raise RuntimeError("not timed")
+
     monkeypatch.setattr(measuring, "measure_cost", lambda *a, **k: (Measured({"cost/params": 1.0}), {}))
+    monkeypatch.setattr(measuring, "time_jobs", not_timed)

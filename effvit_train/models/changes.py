@@ -20,6 +20,7 @@ _KINDS = {
     "prune": "effvit_train.models.surgery",
     "quantize": "effvit_train.models.quantised",
     "fake_quantize": "effvit_train.models.quantised",
+    "resolution": "effvit_train.models.resolution",
 }
 
 

@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 from timm.layers import Attention, GluMlp, LayerScale, Mlp, SwiGLU
-from timm.models.deit import VisionTransformerDistilled
 from timm.models.swin_transformer import (
     PatchMerging,
     SwinTransformer,
     SwinTransformerBlock,
     WindowAttention,
 )
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+from effvit_train.models.flexible import FLEXIBLE
 
 Segment = tuple[str | int, ...]  # the product of factors: a factor's name, or a constant
 Axis = tuple[Segment, ...]  # segments one after another
@@ -139,7 +140,7 @@ def read_structure(model: nn.Module) -> Structure:
             _read_attention(structure, name, module)
         elif type(module) in (Mlp, GluMlp, SwiGLU):
             _read_mlp(structure, name, module)
-    if type(model) in (VisionTransformer, VisionTransformerDistilled):
+    if type(model) in (*FLEXIBLE, *FLEXIBLE.values()):
         _read_vit(structure, model)
     elif type(model) is SwinTransformer:
         _read_swin(structure, model)

@@ -6,7 +6,17 @@ from importlib import resources
 from pathlib import Path
 
 from effvit_train.files import write_text
-from effvit_train.report import audited, chart360, deployed, pruning, sections, tables, teacher, words
+from effvit_train.report import (
+    audited,
+    chart360,
+    deployed,
+    pruning,
+    resolution,
+    sections,
+    tables,
+    teacher,
+    words,
+)
 from effvit_train.report.baseline import Baseline, find_baseline
 from effvit_train.report.charts import escape
 from effvit_train.report.compare import Comparison
@@ -50,6 +60,7 @@ def render(run_dir: Path, *, baseline: Baseline | None = None) -> str:
             "" if compared else chart,  # a list then: pictures first
             tables.measures(data, comparison),
             deployed.section(data),
+            resolution.section(data),
             pruning.section(data),
             teacher.section(data),
             tables.provenance(data, comparison),

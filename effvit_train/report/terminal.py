@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from effvit_train.card import MEASURES, Card
-from effvit_train.report import deployed, teacher
+from effvit_train.report import deployed, resolution, teacher
 from effvit_train.report import format as fmt
 from effvit_train.report.baseline import Baseline
 from effvit_train.report.commands import next_commands
@@ -120,8 +120,8 @@ def _title(card: Card) -> Text:
 
 
 def _footer(card: Card, baseline: Baseline) -> Text:
-    taught = teacher.line(card)
-    text = Text(f"{taught}\n" if taught else "", "dim")
+    lines = [line for line in (resolution.line(card), teacher.line(card)) if line]
+    text = Text("".join(f"{line}\n" for line in lines), "dim")
     if baseline.card is None:
         return text.append(no_baseline(card, baseline))
     where = _relative(baseline.run_dir) if baseline.run_dir else ""

@@ -30,6 +30,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from effvit_train.models.flexible import FlexibleDistilledViT, FlexibleViT
 from effvit_train.models.quantised import FakeQuantLinear
 from effvit_train.privacy.engine.base import wide
 from effvit_train.privacy.engine.tape import ConvCall, LinearCall, Tape
@@ -201,6 +202,8 @@ OWNERS: dict[type[nn.Module], StandIn | Table] = {
     **dict.fromkeys(
         (VisionTransformer, VisionTransformerDistilled), StandIn(_TOKENS, _refuses_interpolation)
     ),
+    # these resample a position embedding for each image as they do one for all
+    **dict.fromkeys((FlexibleViT, FlexibleDistilledViT), StandIn(_TOKENS)),
     AttentionPoolLatent: StandIn(("latent",)),
     WindowAttention: Table(),
 }
