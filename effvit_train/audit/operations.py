@@ -151,7 +151,9 @@ class OperationCounter(TorchDispatchMode):
         elif not isinstance(out, Tensor) or name in _FREE:
             return
         elif name in _PER_ELEMENT:
-            counted.elementwise += (_complex(name, args) or _PER_ELEMENT[name]) * out.numel()
+            each = _complex(name, args) or _PER_ELEMENT[name]
+            scaled = kwargs.get("alpha", 1) != 1  # a + alpha b
+            counted.elementwise += (each + scaled) * out.numel()
         elif name in _PER_INPUT and _tensors(args):
             counted.elementwise += _PER_INPUT[name] * _tensors(args)[0].numel()
         elif name in ("avg_pool2d", "max_pool2d_with_indices", "max_pool2d", "avg_pool1d"):

@@ -26,6 +26,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from effvit_train.models.flexible import FLEXIBLE
+from effvit_train.models.spectral import FourierMixer, WaveletMixer
 
 Segment = tuple[str | int, ...]  # the product of factors: a factor's name, or a constant
 Axis = tuple[Segment, ...]  # segments one after another
@@ -272,7 +273,7 @@ def _read_swin(structure: Structure, model: Any) -> None:
 def _is_known(structure: Structure, name: str, block: nn.Module) -> bool:
     """Whether all is understood that the block reads from and writes to the embedding."""
     return (
-        f"{name}.attn" in structure.attention
+        (f"{name}.attn" in structure.attention or _mixes_channels_apart(block.attn))
         and f"{name}.mlp" in structure.groups
         and _is_norm(block.norm1)
         and _is_norm(block.norm2)
@@ -298,9 +299,25 @@ def _embed_of_blocks(structure: Structure, blocks: dict[str, nn.Module], embed: 
         for part, layer in inner:
             if getattr(block.get_submodule(part), layer, None) is not None:
                 _describe(structure, block.get_submodule(part), f"{name}.{part}", layer, 1, own)
-        for part, layer in (("attn", "proj"), ("mlp", "fc2")):
+        outer = [("mlp", "fc2")]
+        if _mixes_channels_apart(block.get_submodule("attn")):
+            _describe_mixer(structure, block.get_submodule("attn"), f"{name}.attn", own)
+        else:
+            outer.append(("attn", "proj"))
+        for part, layer in outer:
             _describe(structure, block.get_submodule(part), f"{name}.{part}", layer, 0, own)
     return taps
+
+
+def _mixes_channels_apart(module: object) -> bool:
+    return type(module) in (FourierMixer, WaveletMixer)
+
+
+def _describe_mixer(structure: Structure, mixer: Any, path: str, own: Axis) -> None:
+    _axis(structure, f"{path}.filter.weight", mixer.filter.weight, 2, own)
+    if mixer.prefix is not None:
+        ((embed,),) = own
+        _axis(structure, f"{path}.prefix.weight", mixer.prefix.weight, 0, ((mixer.prefix.tokens, embed),))
 
 
 def _is_linear(module: object) -> bool:

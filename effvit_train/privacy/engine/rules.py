@@ -27,11 +27,12 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.mlp_mixer import Affine
 from timm.models.swin_transformer import WindowAttention
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor, nn, view_as_complex, view_as_real
 from torch.nn import functional as F
 
 from effvit_train.models.flexible import FlexibleDistilledViT, FlexibleViT
 from effvit_train.models.quantised import FakeQuantLinear
+from effvit_train.models.spectral import CoefficientGain, GlobalFilter, PrefixRead
 from effvit_train.privacy.engine.base import wide
 from effvit_train.privacy.engine.tape import ConvCall, LinearCall, Tape
 
@@ -179,6 +180,14 @@ def _same(module: nn.Module, inputs: Tensor) -> Tensor:
     return inputs
 
 
+def _filter(tape: Tape, module: GlobalFilter, names: Names, inputs: Tensor | None, gradients: Tensor) -> None:
+    """Of Y = K X, elementwise and complex: the gradient of K is that of Y times X's conjugate."""
+    assert inputs is not None
+    spectra, gradients = inputs.to(wide(gradients.dtype)), gradients.to(wide(gradients.dtype))
+    each = view_as_real(view_as_complex(spectra).conj() * view_as_complex(gradients))
+    tape.add_gradients(names["weight"], each.unflatten(0, (tape.samples, -1)).sum(dim=1))
+
+
 def _refuses_interpolation(module: Any) -> str:
     return "fits its position embedding to the size of the images" if module.dynamic_img_size else ""
 
@@ -196,6 +205,8 @@ LAYERS: dict[type[nn.Module], Rule] = {
     LayerScale: _scaling(_same, weight="gamma"),
     LayerScale2d: _scaling(_same, weight="gamma", first=True),
     Affine: _scaling(_same, weight="alpha", bias="beta"),
+    **dict.fromkeys((CoefficientGain, PrefixRead), _scaling(_same)),
+    GlobalFilter: Rule(("weight",), _filter, inputs=("weight",)),
 }  # fmt: skip
 _TOKENS = ("cls_token", "reg_token", "dist_token", "pos_embed")
 OWNERS: dict[type[nn.Module], StandIn | Table] = {
