@@ -174,8 +174,8 @@ class LoggerConfig:
 
 # Parts of an audit beyond quality, cost and privacy (`axes.parts`).
 AXES = (
-    "calibration", "fairness", "spectral", "predictors", "ood", "corruptions", "transparency", "approximation",
-    "complexity", "adversarial",
+    "calibration", "fairness", "spectral", "predictors", "tokens", "ood", "corruptions", "transparency",
+    "approximation", "complexity", "adversarial",
 )  # fmt: skip
 FOREIGN = ("auto", "digits", "fashion_mnist", "cifar10", "synthetic", "image_folder")
 

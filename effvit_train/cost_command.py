@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from effvit_train.audit.cost import measure_cost
 from effvit_train.card import Card
 from effvit_train.config import Config, DatasetConfig
 from effvit_train.errors import UserError
+from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.resolve import check_name, resolve
 from effvit_train.report.terminal import cost_table
+from effvit_train.techniques import techniques
 
 # (image size, channels, classes) of the sets that are known without their files
 _KNOWN = {"digits": (8, 1, 10), "fashion_mnist": (28, 1, 10), "cifar10": (32, 3, 10)}
@@ -32,6 +35,7 @@ def print_cost(config: Config, *, as_json: bool, native: bool = False) -> None:
         mean=[0.5] * channels,
         std=[0.5] * channels,
     )
+    record = _changed(config, record)
     device = "cpu" if config.trainer.accelerator == "cpu" else None
     measured, conditions = measure_cost(
         record, config.audit, num_threads=config.trainer.num_threads, device=device
@@ -47,6 +51,16 @@ def print_cost(config: Config, *, as_json: bool, native: bool = False) -> None:
     else:
         card = Card(run={}, model=model, measures=costs, missing=missing, provenance={})
         Console().print(cost_table(card, record.kwargs, conditions))
+
+
+def _changed(config: Config, record: ArchitectureRecord) -> ArchitectureRecord:
+    """The record with the changes of those techniques that make them whatever the weights are (`entry_for`)."""
+    for name in config.compress:
+        entry_for = getattr(techniques()[name], "entry_for", None)
+        entry = None if entry_for is None else entry_for(config, record)
+        if entry is not None:
+            record = dataclasses.replace(record, cuts=[*record.cuts, entry])
+    return record
 
 
 def _native(name: str) -> tuple[int, int, int, int]:

@@ -39,6 +39,8 @@ READS_TRAINING_DATA = "reads the training data"
 UNDECLARED_DATA = "has learnt from data that nobody declared"
 FREEZES_WEIGHTS = "trains few of the weights"
 CHANGES_GRADIENTS = "changes the gradients after they were computed"
+TAKES_TOKENS = "takes tokens away"
+LOSES_PATCHES = "leaves patches without a token"
 
 
 @dataclass(frozen=True)

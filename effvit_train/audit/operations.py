@@ -161,6 +161,8 @@ class OperationCounter(TorchDispatchMode):
             counted.elementwise += out.numel() * math.prod(kernel) ** (1 if len(kernel) > 1 else 2)
         elif name in ("_fft_r2c", "_fft_c2r", "_fft_c2c"):
             counted.elementwise += _fft(name, args, out)
+        elif name in ("index_add", "scatter_add"):  # (self, dim, index, source): each of the source is added
+            counted.elementwise += args[3].numel()
         elif name in ("dropout", "native_dropout", "feature_dropout"):
             return
         else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from effvit_train.audit import approximation as approximation_
-from effvit_train.audit import calibration, complexity, fairness, spectral, uncertainty
+from effvit_train.audit import calibration, complexity, fairness, spectral, tokens, uncertainty
 from effvit_train.audit.quality import measure_quality
 from effvit_train.audit.robustness import measure as robustness
 from effvit_train.audit.scaling import time_jobs
@@ -179,6 +179,11 @@ def _transparency(subject: Subject, memory: Memory) -> Found:
     )
 
 
+def _tokens(subject: Subject, memory: Memory) -> Found:
+    images, _, ids = _chosen(subject, tokens.EXAMPLES)
+    return Measured(), tokens.measure_tokens(subject.model, subject.normalise, images, ids)
+
+
 def _complexity(subject: Subject, memory: Memory) -> Found:
     timer = functools.partial(
         time_jobs,
@@ -203,6 +208,7 @@ PARTS: Mapping[str, AuditPart] = {
             "predictors", (), _predictors, ("mc_dropout", "ensemble"), quick=True,
             wanted=lambda settings: bool(settings.mc_dropout or settings.ensemble),
         ),
+        AuditPart("tokens", (), _tokens, quick=True),
         AuditPart("ood", (uncertainty.OOD,), _ood, ("ood", "ood_root")),
         AuditPart("corruptions", robustness.CORRUPTION_KEYS, _corruptions, ("corrupted_images",)),
         AuditPart("transparency", transparency.KEYS, _transparency, ("explained_images",)),

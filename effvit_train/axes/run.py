@@ -54,7 +54,8 @@ def audit(subject: Subject, run_dir: Path) -> tuple[Measured, dict[str, Any]]:
             found = _measured(part, subject, memory)
             memory.done(found)
         measured.merge(found[0])
-        told[part.name] = found[1]
+        if part.keys or found[1]:  # a part without measures may have nothing to tell of this model
+            told[part.name] = found[1]
     forget(run_dir)
     return measured, told
 

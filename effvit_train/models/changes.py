@@ -21,6 +21,8 @@ _KINDS = {
     "quantize": "effvit_train.models.quantised",
     "fake_quantize": "effvit_train.models.quantised",
     "resolution": "effvit_train.models.resolution",
+    "merge_tokens": "effvit_train.models.tokens.change",
+    "drop_tokens": "effvit_train.models.tokens.change",
 }
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from effvit_train.models.flexible import FLEXIBLE
 from effvit_train.models.spectral import FourierMixer, WaveletMixer
+from effvit_train.models.tokens.blocks import TokenAttention, TokenBlock
 
 Segment = tuple[str | int, ...]  # the product of factors: a factor's name, or a constant
 Axis = tuple[Segment, ...]  # segments one after another
@@ -137,7 +138,7 @@ def read_structure(model: nn.Module) -> Structure:
     """What can be cut of a timm model; a structure without groups and blocks where nothing can."""
     structure = Structure()
     for name, module in model.named_modules():
-        if type(module) is Attention or type(module) is WindowAttention:
+        if type(module) in (Attention, TokenAttention, WindowAttention):
             _read_attention(structure, name, module)
         elif type(module) in (Mlp, GluMlp, SwiGLU):
             _read_mlp(structure, name, module)
@@ -202,9 +203,10 @@ def _read_mlp(structure: Structure, name: str, module: Any) -> None:
 def _read_vit(structure: Structure, model: Any) -> None:
     blocks = {f"blocks.{k}": block for k, block in enumerate(model.blocks)}
     kept = {name: block for name, block in blocks.items() if type(block) is not nn.Identity}
-    if any(type(block) is not Block for block in kept.values()):
+    if any(type(block) is not Block and not isinstance(block, TokenBlock) for block in kept.values()):
         return
-    structure.blocks = list(kept)
+    # without a block that takes tokens away, what comes after it would cost more: no block's own cost to save
+    structure.blocks = [name for name, block in kept.items() if not _takes_tokens(block)]
     if model.attn_pool is not None:
         return
     embed = "embed"
@@ -233,6 +235,10 @@ def _read_vit(structure: Structure, model: Any) -> None:
     if not isinstance(model.get_submodule(last), nn.Identity):
         taps.append(Tap(last, True, own))
     structure.groups[embed] = Group(embed, "embed", (embed,), None, (tuple(taps),))
+
+
+def _takes_tokens(block: nn.Module) -> bool:
+    return isinstance(block, TokenBlock) and block.takes_tokens
 
 
 def _read_swin(structure: Structure, model: Any) -> None:

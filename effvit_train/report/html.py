@@ -15,6 +15,7 @@ from effvit_train.report import (
     sections,
     tables,
     teacher,
+    tokens,
     words,
 )
 from effvit_train.report.baseline import Baseline, find_baseline
@@ -62,6 +63,7 @@ def render(run_dir: Path, *, baseline: Baseline | None = None) -> str:
             deployed.section(data),
             resolution.section(data),
             pruning.section(data),
+            tokens.section(data),
             teacher.section(data),
             tables.provenance(data, comparison),
             tables.commands(data, comparison),

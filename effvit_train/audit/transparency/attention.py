@@ -16,6 +16,7 @@ from timm.layers import DiffAttention
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
+from effvit_train.models.tokens.change import reduced
 from effvit_train.taps import Taps
 
 _ROUNDING = 0.02  # of sums of probabilities, in bfloat16 too
@@ -140,6 +141,8 @@ def _check(model: nn.Module) -> None:
     attentions = [getattr(block, "attn", None) for _, block in _blocks(model)]
     if not attentions:
         raise NoAttentionError("none of its blocks is left")
+    if reduced(model):
+        raise NoAttentionError("its tokens become fewer from block to block (merge_tokens, drop_tokens)")
     if any(isinstance(attention, DiffAttention) for attention in attentions):
         raise NoAttentionError("its attention is a difference of two")
     if not all(

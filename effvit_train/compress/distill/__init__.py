@@ -15,6 +15,7 @@ from effvit_train.errors import UserError
 from effvit_train.keys import AugmentStream
 from effvit_train.models.config import ModelConfig
 from effvit_train.parts import (
+    LOSES_PATCHES,
     MIXES_SAMPLES,
     READS_TRAINING_DATA,
     UNDECLARED_DATA,
@@ -85,6 +86,12 @@ PART = Part(
 )
 
 FEATURES = (
+    Part(
+        name="feature or relation",
+        key="compress.distill.kinds",
+        active=lambda config: (distill := _on(config)) is not None and distill.needs_features,
+        refuses={LOSES_PATCHES: "compares all patches of an image"},
+    ),
     Part(
         name="cache",
         key="compress.distill.cache.epochs",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from effvit_train.errors import UserError
+from effvit_train.models.tokens.change import blocks_of, reduced
+from effvit_train.models.tokens.steps import to_grid
 from effvit_train.taps import Taps
 
 
@@ -40,8 +43,29 @@ def widths(model: nn.Module, input_shape: Sequence[int], names: Sequence[str]) -
     return found
 
 
-def patches(model: nn.Module, output: Tensor) -> Tensor:
-    """Features (B, N, D) of the positions of an image, without class and other tokens, in float32."""
+def before(model: nn.Module, name: str) -> tuple[str, ...]:
+    """The block whose output says which tokens a submodule of the next one is given; none where all are there."""
+    if not reduced(model):
+        return ()
+    names = list(blocks_of(model))
+    at = names.index(".".join(name.split(".")[:2]))
+    return (names[at - 1],) if at else ()
+
+
+def patches(model: nn.Module, output: Any, entering: Any = None) -> Tensor:
+    """Features (B, N, D) of the positions of an image, without class and other tokens, in float32.
+
+    Where tokens were merged or dropped, every patch has the features of the token that it is a part of.
+
+    Args:
+        model: that they are from.
+        output: of a block or a stage; of a submodule of a block with fewer tokens `entering` is needed too.
+        entering: what the block before it gave (see `before`); None where that gave all tokens.
+    """
+    if isinstance(output, tuple):  # of a block with fewer tokens
+        output = to_grid(*output)
+    elif entering is not None:
+        output = to_grid(output, entering[1])
     if output.dim() == 4:
         if getattr(model, "output_fmt", "NCHW") == "NHWC":
             return output.flatten(1, 2).float()

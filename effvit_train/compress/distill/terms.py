@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from timm.utils import ModelEmaV3
@@ -235,7 +235,7 @@ class RelationTerm(Term):
         self.teacher_tap = blocks.resolve(
             index, theirs, key=f"{_KEY}.relation.teacher_block", whose="teacher"
         )
-        self.taps = (tap,)
+        self._tap, self.taps = tap, (tap, *blocks.before(student, tap))
         widths = (_width(student, tap), _width(self._teacher, self.teacher_tap))
         common = math.gcd(*widths)
         heads = config.heads
@@ -251,9 +251,8 @@ class RelationTerm(Term):
 
     @override
     def __call__(self, step: Step) -> Tensor:
-        said = self._targets.outputs(step, self.which)[self.teacher_tap]
-        own = _query_key_value(self._student, step.outputs[self.taps[0]])
-        theirs = _query_key_value(self._teacher, said)
+        own = _query_key_value(self._student, self._tap, step.outputs)
+        theirs = _query_key_value(self._teacher, self.teacher_tap, self._targets.outputs(step, self.which))
         losses = [
             relation_loss(*blocks.same_grid(own[name], theirs[name]), self.heads) for name in self._relations
         ]
@@ -264,7 +263,8 @@ class RelationTerm(Term):
         self, model: nn.Module, operations: Sequence[Operation], optimizer: Optimizer | None
     ) -> None:
         """Cut both widths into as many relation heads as before, or the most below that divide them."""
-        common = math.gcd(_width(model, self.taps[0]), _width(self._teacher, self.teacher_tap))
+        self.taps = (self._tap, *blocks.before(model, self._tap))
+        common = math.gcd(_width(model, self._tap), _width(self._teacher, self.teacher_tap))
         self.heads = max(h for h in range(1, self.heads + 1) if common % h == 0)
 
 
@@ -279,8 +279,10 @@ def _width(model: nn.Module, name: str) -> int:
     return model.get_submodule(name).out_features // 3  # type: ignore[operator,return-value]
 
 
-def _query_key_value(model: nn.Module, output: Tensor) -> dict[str, Tensor]:
-    return dict(zip(("query", "key", "value"), blocks.patches(model, output).chunk(3, dim=-1), strict=True))
+def _query_key_value(model: nn.Module, name: str, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    entering = [outputs[block] for block in blocks.before(model, name)]
+    found = blocks.patches(model, outputs[name], *entering)
+    return dict(zip(("query", "key", "value"), found.chunk(3, dim=-1), strict=True))
 
 
 def make_terms(
@@ -312,10 +314,11 @@ def _tap_teachers(terms: list[Term], targets: Targets | None) -> None:
     if not isinstance(targets, LiveTargets):
         return
     wanted: list[set[str]] = [set() for _ in targets.teachers]
+    teachers = [teacher.model for teacher in targets.teachers]
     for term in terms:
         if isinstance(term, FeatureTerm):
             wanted[0] |= set(term.teacher_taps)
         if isinstance(term, RelationTerm):
-            wanted[term.which].add(term.teacher_tap)
+            wanted[term.which] |= {term.teacher_tap, *blocks.before(teachers[term.which], term.teacher_tap)}
     for teacher, names in zip(targets.teachers, wanted, strict=True):
         teacher.tap(names)

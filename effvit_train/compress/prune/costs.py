@@ -16,6 +16,7 @@ from effvit_train.models.factory import build
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.structure import Axis, Structure, segment_length
 from effvit_train.models.surgery import Drop, apply
+from effvit_train.models.tokens.blocks import TokenBlock
 
 Sizes = dict[str, int]
 
@@ -105,6 +106,7 @@ def macs(record: ArchitectureRecord, structure: Structure) -> Products:
         model = build(record)
     positions: Counter[str] = Counter()
     scores: Counter[str] = Counter()
+    given: dict[str, int] = {}
 
     def count(name: str) -> Any:
         def hook(module: Any, inputs: Any, output: Tensor) -> None:
@@ -116,6 +118,7 @@ def macs(record: ArchitectureRecord, structure: Structure) -> Products:
         def hook(module: nn.Module, inputs: Any) -> None:
             batch, tokens, _ = inputs[0].shape
             scores[name] += batch * tokens * tokens
+            given[name] = tokens
 
         return hook
 
@@ -138,6 +141,12 @@ def macs(record: ArchitectureRecord, structure: Structure) -> Products:
     ]
     for name, (heads, qk, v) in structure.attention.items():
         terms.append(Product(scores[name], (((heads, qk), (heads, v)),), block_of(name, structure)))
+        around = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(around, TokenBlock):
+            judged, each_head = around.judging(given[name] - around.prefix)
+            terms.append(
+                Product(judged, ((((heads, qk) if each_head else (qk,)),),), block_of(name, structure))
+            )
     rest = total
     for block in structure.blocks:
         if f"{block}.attn" not in structure.attention or f"{block}.mlp" not in structure.groups:
