@@ -377,7 +377,11 @@ def _replace_architecture(config: Config, typed: set[str]) -> None:
     config.model.args = {
         name: value for name, value in config.model.args.items() if f"model.args.{name}" in typed
     }
-    for key in ("patch_size", "pos_std", "stem", "pool"):
+    settings = config.model.attention_args
+    for key in vars(settings):
+        if f"model.attention_args.{key}" not in typed:
+            setattr(settings, key, None)
+    for key in ("patch_size", "pos_std", "stem", "pool", "attention"):
         if f"model.{key}" not in typed:
             setattr(config.model, key, None)
 

@@ -24,6 +24,7 @@ ATTENTION = "approximation/attention_error"
 OUTPUT = "approximation/output_error"
 RANK = "approximation/rank_share"
 NOTHING_REPLACED = "the model has no replaced parts"
+MIXERS_ONLY = "its token mixers have no queries and keys, and so no exact attention with the same weights"
 BATCH = 32  # images at once
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _BLOCK = re.compile(r"(^|\.)blocks\.\d+$")
@@ -53,6 +54,7 @@ def measure_approximation(
     images: Tensor,
     *,
     exact: nn.Module | None = None,
+    without: str = NOTHING_REPLACED,
     energies: Sequence[float] = ENERGIES,
     attention_images: int = 4,
 ) -> tuple[Measured, dict[str, Any]]:
@@ -61,7 +63,8 @@ def measure_approximation(
     Args:
         model: what ships.
         images: (n, C, H, W) as the model sees them. Of a private run none that it was trained on.
-        exact: the same model before parts were replaced, with the same names; None if nothing was.
+        exact: the same model before parts were replaced, with the same names; None if there is none.
+        without: why there is none.
         energies: shares of the energy that ranks are given for.
         attention_images: so many of the images show the rank of attention.
 
@@ -83,7 +86,7 @@ def measure_approximation(
     else:
         measured.missing[RANK] = "the model has neither linear layers nor convolutions"
     if exact is None:
-        measured.missing |= dict.fromkeys((ATTENTION, OUTPUT), NOTHING_REPLACED)
+        measured.missing |= dict.fromkeys((ATTENTION, OUTPUT), without)
         return measured, facts
     layers, output = compare_layers(exact, model, images)
     facts["layers"] = [asdict(layer) for layer in layers]

@@ -24,6 +24,8 @@ from effvit_train.axes.subject import Ids, Subject
 from effvit_train.card import Measured
 from effvit_train.config import AuditConfig
 from effvit_train.finished import open_model
+from effvit_train.models.attention import swap
+from effvit_train.models.factory import exact_counterpart
 from effvit_train.predictions import predict
 
 
@@ -195,7 +197,12 @@ def _complexity(subject: Subject, memory: Memory) -> Found:
 
 def _approximation(subject: Subject, memory: Memory) -> Found:
     images, _, _ = _chosen(subject, 64)
-    return approximation_.measure_approximation(subject.model, subject.normalise(images))
+    exact = exact_counterpart(subject.model, subject.record)
+    replaced = swap.NAME in subject.record.kwargs
+    reason = approximation_.MIXERS_ONLY if replaced else approximation_.NOTHING_REPLACED
+    return approximation_.measure_approximation(
+        subject.model, subject.normalise(images), exact=exact, without=reason
+    )
 
 
 PARTS: Mapping[str, AuditPart] = {

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from effvit_train.errors import UserError
 from effvit_train.files import atomic_path
 from effvit_train.models import weights
+from effvit_train.models.attention import forms, start, swap
 from effvit_train.models.changes import rebuild
 from effvit_train.models.config import ModelConfig
 from effvit_train.models.make import is_ours, make
@@ -53,19 +55,78 @@ def create(
     """
     record = resolve(config, input_shape=input_shape, classes=classes, mean=mean, std=std)
     if config.pretrained:
-        return weights.pretrained(record, build, say=say), record
+        model = weights.pretrained(_exact(record), build, say=say)
+        return _with_attention(model, record, {}, say), record
     if config.weights:
-        path = Path(config.weights).expanduser()
-        cut = _cut_run(record, path)
-        if cut is not None or is_ours(record.kwargs):
-            same = cut or record
-            return weights.of_same_model(same, path, build, say=say), same
-        return weights.from_file(record, path, build, say=say), record
+        return _from_weights(record, Path(config.weights).expanduser(), say)
     model = build(record)
     positions = getattr(model, "pos_embed", None)
     if config.pos_std is not None and isinstance(positions, nn.Parameter):
         nn.init.normal_(positions, std=config.pos_std)
     return model, record
+
+
+def _from_weights(
+    record: ArchitectureRecord, path: Path, say: Callable[[str], None]
+) -> tuple[nn.Module, ArchitectureRecord]:
+    """Build the model with the weights of a file or run; the record with the cuts of that run.
+
+    Attention is swapped once the exact model has its weights, unless the source has the very same.
+    """
+    cut = _cut_run(record, path)
+    record = cut or record
+    state, there = weights.read_state(path), _attention_of(path)
+    if swap.NAME in record.kwargs:
+        _check_rebuild(record)
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            own, exact = (set(build(r).state_dict()) for r in (record, _exact(record)))
+        if set(state) == own and own != exact:
+            return weights.of_same_model(record, path, build, state=state, say=say), record
+    extra: weights.State = {}
+    if there is not None:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            extra = start.beside(state, build(_exact(record)).state_dict())
+        state = {name: tensor for name, tensor in state.items() if name not in extra}
+        if swap.NAME not in record.kwargs:
+            say(f"model.weights: {path} has {start.described(there)}; exact attention here")
+    load = weights.of_same_model if cut is not None or is_ours(record.kwargs) else weights.from_file
+    model = load(_exact(record), path, build, state=state, say=say)
+    return _with_attention(model, record, extra, say), record
+
+
+def _exact(record: ArchitectureRecord) -> ArchitectureRecord:
+    return dataclasses.replace(record, kwargs=swap.without(record.kwargs))
+
+
+def _with_attention(
+    model: nn.Module, record: ArchitectureRecord, extra: weights.State, say: Callable[[str], None]
+) -> nn.Module:
+    """A model with its weights, once its attention is swapped as in the record."""
+    entries = record.kwargs.get(swap.NAME)
+    if entries is not None:
+        say(f"model.attention: {start.swap_loaded(model, entries, extra)}")
+    return model
+
+
+def _attention_of(path: Path) -> list[Any] | None:
+    """The swapped attention of a run, or None."""
+    if not (path / RECORD_FILE).is_file():
+        return None
+    return ArchitectureRecord.read(path / RECORD_FILE).kwargs.get(swap.NAME)
+
+
+def _check_rebuild(record: ArchitectureRecord) -> None:
+    """Raise `UserError` where this attention cannot be cut as the run was whose weights are asked for."""
+    if not record.cuts:
+        return
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            build(record)
+    except ValueError as error:
+        raise UserError(
+            f"cannot take the weights of a model that was cut in this way ({error})", key=forms.KEY,
+            value=start.described(record.kwargs[swap.NAME]), remedy="start from the uncut run, or another kind",
+        ) from None  # fmt: skip
 
 
 def _cut_run(record: ArchitectureRecord, path: Path) -> ArchitectureRecord | None:
@@ -79,10 +140,11 @@ def _cut_run(record: ArchitectureRecord, path: Path) -> ArchitectureRecord | Non
     if not found.cuts:
         return None
     heads = {"num_classes": record.kwargs.get("num_classes")}
-    if (found.name, {**found.kwargs, **heads}) != (record.name, record.kwargs):
+    kwargs = swap.without(record.kwargs)
+    if (found.name, {**swap.without(found.kwargs), **heads}) != (record.name, kwargs):
         raise UserError(
             f"holds a model that was cut out of {found.name} {found.kwargs}, this run builds {record.name} "
-            f"{record.kwargs}",
+            f"{kwargs}",
             key="model.weights", value=path, remedy="repeat the model of that run",
         )  # fmt: skip
     return dataclasses.replace(record, cuts=list(found.cuts))
@@ -129,6 +191,22 @@ def load_model(run_dir: str | Path) -> nn.Module:
     model = _rebuild(ArchitectureRecord.read(Path(run_dir) / RECORD_FILE), Path(run_dir))
     load_weights(model, Path(run_dir) / MODEL_FILE)
     return model.eval()
+
+
+def exact_counterpart(model: nn.Module, record: ArchitectureRecord) -> nn.Module | None:
+    """The same weights in exact attention, in evaluation mode, beside the model; None where there is no such thing.
+
+    Mixers that have no exact counterpart stay as they are. Leaves the random state alone.
+    """
+    kwargs = swap.comparable(record.kwargs)
+    if kwargs is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        exact = build(dataclasses.replace(record, kwargs=kwargs))
+    state = model.state_dict()
+    exact.load_state_dict({name: state[name] for name in exact.state_dict()})
+    first = next(model.parameters())
+    return exact.to(first.device, first.dtype).eval()
 
 
 def _rebuild(record: ArchitectureRecord, run_dir: Path) -> nn.Module:

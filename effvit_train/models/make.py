@@ -1,4 +1,4 @@
-"""timm's models, and what is ours in them: a stem that is not learnt, a head that sees every token."""
+"""timm's models, and what is ours in them: a stem that is not learnt, a head that sees every token, attention."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from timm.layers import Format, PatchEmbed, nchw_to
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from effvit_train.models.attention import swap
 from effvit_train.models.scattering import Scattering, channels
 
 FLAT = "flat"
@@ -33,8 +34,9 @@ class Unsuitable(ValueError):
 def make(name: str, kwargs: Mapping[str, Any], **more: Any) -> nn.Module:
     """`timm.create_model` for the arguments of an architecture record.
 
-    Two arguments are ours: `stem`, `scattering`, takes the place of timm's patch embedding, and
-    `global_pool=flat` gives every token weights of its own in the classifier.
+    Three arguments are ours: `stem`, `scattering`, takes the place of timm's patch embedding,
+    `global_pool=flat` gives every token weights of its own in the classifier, and `attention` says of each block
+    what takes the place of its attention.
 
     Args:
         name: timm model name.
@@ -43,10 +45,12 @@ def make(name: str, kwargs: Mapping[str, Any], **more: Any) -> nn.Module:
 
     Raises:
         Unsuitable: the stem or the head cannot be put into this model, or does not suit the image.
+        ValueError: the attention cannot be put into this model.
     """
     arguments = {**kwargs, **more}
     if "stem" in arguments:
         arguments["embed_layer"] = _STEMS[arguments.pop("stem")]
+    attention = arguments.pop(swap.NAME, None)
     flat = arguments.get("global_pool") == FLAT
     if flat:
         arguments["global_pool"] = ""  # timm hands the tokens to the head as they are
@@ -58,11 +62,16 @@ def make(name: str, kwargs: Mapping[str, Any], **more: Any) -> nn.Module:
         raise
     if flat:
         _give_flat_head(model)
+    if attention is not None:
+        swap.swap(model, attention)
     return model
 
 
 def is_ours(kwargs: Mapping[str, Any]) -> bool:
-    """Whether a part of the model is not timm's, so that timm's loader cannot adapt weights to it."""
+    """Whether a part of the model is not timm's, so that timm's loader cannot adapt weights to it.
+
+    Swapped attention is none: weights are loaded before it is swapped.
+    """
     return "stem" in kwargs or kwargs.get("global_pool") == FLAT
 
 

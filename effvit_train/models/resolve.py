@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from effvit_train.errors import UserError, did_you_mean
+from effvit_train.models.attention import forms, plan, swap
 from effvit_train.models.config import ModelConfig
 from effvit_train.models.geometry import Geometry, auto_patch, auto_window, divisors
 from effvit_train.models.make import FLAT, Unsuitable, make
@@ -35,6 +36,7 @@ _ELSEWHERE = {
     "drop_path_rate": "model.drop_path_rate",
     "stem": "model.stem",
     "global_pool": "model.pool",
+    "attention": "model.attention",
     "embed_layer": "model.stem",
     "pretrained": "model.pretrained",
     "pretrained_cfg": "model.weights",
@@ -92,6 +94,8 @@ def resolve(
             key="model.name", value=config.name,
             remedy=f"e.g. dataset.image_size={geometry.image_size}, which it was made for, or another model",
         )  # fmt: skip
+    if config.attention is not None or config.attention_args.given():
+        record = _swapped(config, record, input_shape)
     return ArchitectureRecord(
         name=config.name, kwargs=record, input_shape=(channels, height, width),
         classes=tuple(str(c) for c in classes),
@@ -130,6 +134,26 @@ def _plain_args(args: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             "must be numbers, words, true, false or lists", key="model.args", value=args
         ) from None
+
+
+def _swapped(
+    config: ModelConfig, kwargs: dict[str, Any], input_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """The arguments with the attention of each block; as they are where all of it is exact."""
+    exact = meta_build(config.name, kwargs)
+    entries = plan.plan(config.attention, config.attention_args.given(), exact, name=config.name)
+    if entries is None:
+        return kwargs
+    kwargs = {**kwargs, swap.NAME: entries}
+    try:
+        with torch.no_grad():
+            meta_build(config.name, kwargs)(torch.empty(1, *input_shape, device="meta"))
+    except Exception as error:  # the layers complain in many ways
+        raise UserError(
+            f"cannot be put into {config.name}: {_first_line(error)}", key=forms.KEY, value=forms.shown(config.attention),
+            remedy="model.attention=null keeps its own",
+        ) from None  # fmt: skip
+    return kwargs
 
 
 def meta_build(name: str, kwargs: dict[str, Any]) -> nn.Module:

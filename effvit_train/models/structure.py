@@ -25,6 +25,7 @@ from timm.models.swin_transformer import (
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from effvit_train.models.attention.base import Swapped
 from effvit_train.models.flexible import FLEXIBLE
 from effvit_train.models.spectral import FourierMixer, WaveletMixer
 from effvit_train.models.tokens.blocks import TokenAttention, TokenBlock
@@ -138,7 +139,7 @@ def read_structure(model: nn.Module) -> Structure:
     """What can be cut of a timm model; a structure without groups and blocks where nothing can."""
     structure = Structure()
     for name, module in model.named_modules():
-        if type(module) in (Attention, TokenAttention, WindowAttention):
+        if type(module) in (Attention, TokenAttention, WindowAttention) or isinstance(module, Swapped):
             _read_attention(structure, name, module)
         elif type(module) in (Mlp, GluMlp, SwiGLU):
             _read_mlp(structure, name, module)
@@ -177,7 +178,8 @@ def _read_attention(structure: Structure, name: str, module: Any) -> None:
     seen = Tap(f"{name}.proj", False, inner)
     block = name.removesuffix(".attn") if name.endswith(".attn") else None
     structure.groups[heads] = Group(heads, "heads", (heads,), block, ((seen,),))
-    if isinstance(getattr(module, "q_norm", nn.Identity()), nn.Identity):
+    narrows = getattr(module, "narrows", True)
+    if narrows and isinstance(getattr(module, "q_norm", nn.Identity()), nn.Identity):
         # a norm of queries and keys has one scale for all heads, which here choose their own dimensions
         query = Tap(f"{name}.qkv", True, ((heads, qk), (structure.length(inner) * 2,)))
         group = f"{name}.head_width"

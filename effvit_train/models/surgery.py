@@ -24,6 +24,7 @@ from timm.models.swin_transformer import (
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from effvit_train.models.attention.base import Swapped
 from effvit_train.models.structure import Axis, Group, Structure, read_structure, segment_length
 
 CUT = "prune"  # the `kind` of our entries in an architecture record
@@ -249,7 +250,7 @@ def _drop(model: nn.Module, block: str, optimizer: torch.optim.Optimizer | None)
 
 def _attend(module: Any, operation: Attend) -> None:
     module.num_heads, module.scale = operation.heads, operation.width**-0.5
-    if isinstance(module, Attention):
+    if isinstance(module, (Attention, Swapped)):
         module.head_dim, module.attn_dim = operation.width, operation.heads * operation.width
 
 

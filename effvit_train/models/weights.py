@@ -32,22 +32,28 @@ _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # timm's ord
 _PREFIXES = ("_orig_mod.", "module.", "model.", "net.")
 
 
-def from_file(record: ArchitectureRecord, path: Path, build: Build, *, say: Say = print) -> nn.Module:
+def from_file(
+    record: ArchitectureRecord, path: Path, build: Build, *, state: State | None = None, say: Say = print
+) -> nn.Module:
     """Build the model of `record` with the weights of a file or of a run directory of ours.
 
     Positions, patches, relative-position tables and input channels are adapted by timm's own loader;
-    another number of classes gets a new head. Whatever else does not match is a `UserError`.
+    another number of classes gets a new head. Whatever else does not match is a `UserError`. `state` is what is
+    loaded of the file, where it was read before.
     """
-    state = read_state(path)
+    state = read_state(path) if state is None else state
     return _fill(record, state, build, source=str(path), say=say)
 
 
-def of_same_model(record: ArchitectureRecord, path: Path, build: Build, *, say: Say = print) -> nn.Module:
+def of_same_model(
+    record: ArchitectureRecord, path: Path, build: Build, *, state: State | None = None, say: Say = print
+) -> nn.Module:
     """Build the model of `record`, which was cut or has parts of ours, with the weights of the very same model.
 
-    Another number of classes gets a new head. Whatever else does not match is a `UserError`.
+    Another number of classes gets a new head. Whatever else does not match is a `UserError`. `state` is what is
+    loaded of the file, where it was read before.
     """
-    state, model = read_state(path), build(record)
+    state, model = read_state(path) if state is None else state, build(record)
     own = model.state_dict()
     cfg = timm.get_pretrained_cfg(record.name)
     heads = tuple(f"{head}." for head in _names(cfg.classifier if cfg else None) or ("head",))

@@ -12,7 +12,8 @@ from effvit_train.errors import UserError, at_least, between, kinds_of, one_of
 from effvit_train.models.config import ModelConfig
 
 LOGIT_KINDS = ("soft", "hard", "self")
-KINDS = ("soft", "hard", "token", "feature", "relation", "self")
+KINDS = ("soft", "hard", "token", "feature", "relation", "attention", "self")
+ALL = "all"
 _KEY = "compress.distill"
 MAX_INDEX = 65_536  # classes that a cached record can name
 
@@ -53,14 +54,14 @@ class FeatureConfig:
     Attributes:
         weight: of the term.
         loss: cosine | mse, between the projected student's and the teacher's features.
-        blocks: the student's blocks, counted from 0, or from the end below 0.
+        blocks: the student's blocks, counted from 0, or from the end below 0; `all` of them.
         teacher_blocks: the teacher's, one for each of the student's; null takes those at the same depth
             of a ViT, and of a convnet the last stage that is no coarser than half the student's grid.
     """
 
     weight: float = 1.0
     loss: str = "cosine"
-    blocks: list[int] = field(default_factory=lambda: [-1])
+    blocks: Any = field(default_factory=lambda: [-1])
     teacher_blocks: Optional[list[int]] = None
 
 
@@ -82,6 +83,20 @@ class RelationConfig:
     heads: Optional[int] = None
     block: int = -1
     teacher_block: Optional[int] = None
+
+
+@dataclass
+class AttentionConfig:
+    """`compress.distill.attention.*`: kind `attention` (Zhang et al. 2025, LoLCATs).
+
+    Attributes:
+        weight: of the term.
+        blocks: numbers of the blocks whose attention learns from the teacher's; `all` whose attention is not the
+            exact one.
+    """
+
+    weight: float = 1.0
+    blocks: Any = ALL
 
 
 @dataclass
@@ -118,7 +133,7 @@ class DistillConfig:
     """`compress.distill.*`.
 
     Attributes:
-        kinds: what is learnt: soft | hard | token | feature | relation | self, in any mix. With `token`
+        kinds: what is learnt: soft | hard | token | feature | relation | attention | self, in any mix. With `token`
             the distillation token's head learns what the teacher says (hard labels if neither soft nor
             hard is named), the class head the labels.
         teacher: a run directory of ours, or a timm model name, or a list of them (the mean of their
@@ -131,7 +146,7 @@ class DistillConfig:
         temperature: softens both distributions (Hinton 2015, eq. 1).
         weight: share of the loss that soft, hard and self have together; the labels keep the rest. null
             is 0.9 with soft and without hard labels, else 0.5 (Touvron 2021, eq. 3).
-        feature, relation, ema, cache: of these kinds, and of the cache.
+        feature, relation, attention, ema, cache: of these kinds, and of the cache.
         trained: the teacher that is trained first where none is given.
     """
 
@@ -145,6 +160,7 @@ class DistillConfig:
     weight: Optional[float] = None
     feature: FeatureConfig = field(default_factory=FeatureConfig)
     relation: RelationConfig = field(default_factory=RelationConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
     ema: SelfConfig = field(default_factory=SelfConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     trained: TrainedTeacherConfig = field(default_factory=TrainedTeacherConfig)
@@ -165,7 +181,7 @@ class DistillConfig:
     @property
     def needs_features(self) -> bool:
         """Whether a teacher's inner outputs are looked at."""
-        return bool({"feature", "relation"} & set(self.kinds))
+        return bool({"feature", "relation", "attention"} & set(self.kinds))
 
     @property
     def share(self) -> float:
@@ -204,6 +220,7 @@ class DistillConfig:
         at_least(f"{_KEY}.image_size", self.image_size, 1)
         at_least(f"{_KEY}.feature.weight", self.feature.weight, 0)
         at_least(f"{_KEY}.relation.weight", self.relation.weight, 0)
+        at_least(f"{_KEY}.attention.weight", self.attention.weight, 0)
         at_least(f"{_KEY}.relation.heads", self.relation.heads, 1)
         one_of(f"{_KEY}.feature.loss", self.feature.loss, ("cosine", "mse"))
         for relation in self.relation.relations:
@@ -249,11 +266,13 @@ class DistillConfig:
 
     def _check_blocks(self) -> None:
         feature = self.feature
-        if not feature.blocks:
-            raise UserError(
-                "names no block", key=f"{_KEY}.feature.blocks", value="[]", remedy=f"e.g. '{_KEY}.feature.blocks=[-1]'"
-            )  # fmt: skip
-        if feature.teacher_blocks is not None and len(feature.teacher_blocks) != len(feature.blocks):
+        feature.blocks = _blocks(f"{_KEY}.feature.blocks", feature.blocks)
+        self.attention.blocks = _blocks(f"{_KEY}.attention.blocks", self.attention.blocks)
+        if (
+            feature.teacher_blocks is not None
+            and feature.blocks != ALL
+            and len(feature.teacher_blocks) != len(feature.blocks)
+        ):
             raise UserError(
                 f"must name one block for each of {_KEY}.feature.blocks={feature.blocks}",
                 key=f"{_KEY}.feature.teacher_blocks", value=feature.teacher_blocks, remedy="or leave it out",
@@ -271,7 +290,7 @@ class DistillConfig:
         one_of(f"{key}.dtype", cache.dtype, ("float16", "float32"))
         if cache.epochs is None:
             return
-        for kind in ("feature", "relation"):
+        for kind in ("feature", "relation", "attention"):
             if kind in self.kinds:
                 raise UserError(
                     f"holds what the teacher said, not the inner outputs that kind {kind} needs at every step",
@@ -282,6 +301,19 @@ class DistillConfig:
                 f"keeps nothing: {_KEY}.kinds=[self] has no teacher but the student itself",
                 key=f"{key}.epochs", value=cache.epochs, remedy=f"leave it out, or add soft to {_KEY}.kinds",
             )  # fmt: skip
+
+
+def _blocks(key: str, value: Any) -> Any:
+    """Numbers of blocks, of which one alone needs no brackets, or `all`."""
+    if value == ALL:
+        return ALL
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
+        raise UserError(
+            "names no block" if not numbers else "must be numbers of blocks, or all",
+            key=key, value="[]" if not numbers else value, remedy=f"e.g. '{key}=[-1]' or {key}=all",
+        )  # fmt: skip
+    return numbers
 
 
 def _is_name(value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from effvit_train.compress.distill.config import DistillConfig
 from effvit_train.compress.distill.teacher import Teacher, View
 from effvit_train.config import Config
 from effvit_train.errors import UserError, did_you_mean
-from effvit_train.models.config import ModelConfig
+from effvit_train.models.config import AttentionArgs, ModelConfig
 from effvit_train.models.factory import count_parameters, create, hash_state, inspect_model, load_model
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.parts import Context
@@ -92,6 +93,14 @@ def _trained_here(config: DistillConfig, context: Context) -> Found:
     trained = config.trained
     settings: Config = copy.deepcopy(context.config)
     settings.model = default_teacher(config, max(context.info.input_shape[1:]))
+    if "attention" in config.kinds and trained.model.name == "auto":  # the student's body, attention exact
+        settings.model = dataclasses.replace(
+            context.config.model,
+            attention=None,
+            attention_args=AttentionArgs(),
+            weights=None,
+            pretrained=False,
+        )
     settings.recipe, settings.seed = trained.recipe, trained.seed
     settings.trainer.max_epochs = trained.epochs(context.info.counts["train"])
     try:

@@ -62,6 +62,17 @@ def relation_loss(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
     return (log_q.exp() * (log_q - log_p)).sum(dim=-1).mean(dim=(1, 2))
 
 
+def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """`||A' - A||^2 / ||A||^2` of what two attentions give, shape (B,).
+
+    Zhang et al. 2025 (LoLCATs), attention transfer: the squared error of the output, given the same input; here relative
+    to what is to be given, as in the card's `approximation/attention_error`, so that blocks count alike.
+    `student`, `teacher`: (B, N, D).
+    """
+    error = (student - teacher).square().sum(dim=(1, 2))
+    return error / teacher.square().sum(dim=(1, 2)).clamp_min(1e-12)
+
+
 def ensemble(log_probs: list[Tensor]) -> Tensor:
     """Log of the arithmetic mean of distributions, given and returned as logarithms (B, K).
 

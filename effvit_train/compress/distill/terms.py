@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from effvit_train.compress.distill import blocks
-from effvit_train.compress.distill.config import DistillConfig, FeatureConfig, RelationConfig
+from effvit_train.compress.distill.config import ALL, DistillConfig, FeatureConfig, RelationConfig
 from effvit_train.compress.distill.losses import feature_loss, hard_loss, relation_loss, soft_loss
 from effvit_train.compress.distill.targets import LiveTargets, Targets
+from effvit_train.compress.distill.transfer import AttentionTerm
 from effvit_train.data.info import DataInfo
 from effvit_train.errors import UserError
 from effvit_train.keys import stream_key
@@ -129,7 +130,8 @@ class FeatureTerm(Term):
         self._targets, self._student, self._teacher = targets, student, targets.teachers[0].model
         key = f"{_KEY}.feature.blocks"
         names = blocks.stages(student)
-        self.taps = tuple(blocks.resolve(k, names, key=key, whose="student") for k in config.blocks)
+        numbers = range(len(names)) if config.blocks == ALL else config.blocks
+        self.taps = tuple(blocks.resolve(k, names, key=key, whose="student") for k in numbers)
         own = blocks.widths(student, info.input_shape, self.taps)
         self.teacher_taps = self._choose(config, names, own, info)
         view = targets.teachers[0].view
@@ -179,6 +181,11 @@ class FeatureTerm(Term):
         if config.teacher_blocks is not None or not found:
             wanted = config.teacher_blocks or [-1]
             key = f"{_KEY}.feature.teacher_blocks"
+            if config.teacher_blocks is not None and len(wanted) != len(self.taps):
+                raise UserError(
+                    f"must name one block for each of the student's {len(self.taps)}",
+                    key=key, value=config.teacher_blocks, remedy="or leave it out",
+                )  # fmt: skip
             return tuple(blocks.resolve(k, found, key=key, whose="teacher") for k in wanted)
         if found[0].startswith("blocks.") and hasattr(self._teacher, "num_prefix_tokens"):
             return tuple(
@@ -304,6 +311,9 @@ def make_terms(
     if "relation" in config.kinds:
         assert isinstance(targets, LiveTargets)
         terms.append(RelationTerm(student, targets, config.relation))
+    if "attention" in config.kinds:
+        assert isinstance(targets, LiveTargets)
+        terms.append(AttentionTerm(student, targets, config.attention))
     if "self" in kinds:
         terms.append(SelfTerm(student, decay=config.ema.decay, temperature=config.temperature, weight=share))
     _tap_teachers(terms, targets)
@@ -316,7 +326,7 @@ def _tap_teachers(terms: list[Term], targets: Targets | None) -> None:
     wanted: list[set[str]] = [set() for _ in targets.teachers]
     teachers = [teacher.model for teacher in targets.teachers]
     for term in terms:
-        if isinstance(term, FeatureTerm):
+        if isinstance(term, (FeatureTerm, AttentionTerm)):
             wanted[0] |= set(term.teacher_taps)
         if isinstance(term, RelationTerm):
             wanted[term.which] |= {term.teacher_tap, *blocks.before(teachers[term.which], term.teacher_tap)}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from effvit_train.audit.operations import count_operations
+from effvit_train.models.attention.base import Swapped
 from effvit_train.models.factory import build
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.structure import Axis, Structure, segment_length
@@ -105,8 +106,8 @@ def macs(record: ArchitectureRecord, structure: Structure) -> Products:
     with torch.device("meta"):
         model = build(record)
     positions: Counter[str] = Counter()
-    scores: Counter[str] = Counter()
     given: dict[str, int] = {}
+    attended: Counter[tuple[str, int]] = Counter()  # tokens that attend to one another, and how often
 
     def count(name: str) -> Any:
         def hook(module: Any, inputs: Any, output: Tensor) -> None:
@@ -117,8 +118,8 @@ def macs(record: ArchitectureRecord, structure: Structure) -> Products:
     def attend(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:
             batch, tokens, _ = inputs[0].shape
-            scores[name] += batch * tokens * tokens
             given[name] = tokens
+            attended[name, tokens] += batch
 
         return hook
 
@@ -139,14 +140,23 @@ def macs(record: ArchitectureRecord, structure: Structure) -> Products:
         Product(positions[name], structure.axes[f"{name}.weight"], block_of(name, structure))
         for name in sorted(layers)
     ]
-    for name, (heads, qk, v) in structure.attention.items():
-        terms.append(Product(scores[name], (((heads, qk), (heads, v)),), block_of(name, structure)))
+    for name, (heads, qk, _) in structure.attention.items():
         around = model.get_submodule(name.rpartition(".")[0])
         if isinstance(around, TokenBlock):
             judged, each_head = around.judging(given[name] - around.prefix)
             terms.append(
                 Product(judged, ((((heads, qk) if each_head else (qk,)),),), block_of(name, structure))
             )
+    for (name, tokens), times in attended.items():
+        heads, qk, v = structure.attention[name]
+        block, module = block_of(name, structure), model.get_submodule(name)
+        if not isinstance(module, Swapped):
+            terms.append(Product(times * tokens**2, (((heads, qk), (heads, v)),), block))
+            continue
+        constant, width, square = (times * work for work in module.work(tokens))
+        for coefficient, axes in ((constant, ((heads,),)), (width, ((heads, qk),))):
+            terms.append(Product(coefficient, (axes,), block))
+        terms.append(Product(square, (((heads, qk),), ((v,),)), block))
     rest = total
     for block in structure.blocks:
         if f"{block}.attn" not in structure.attention or f"{block}.mlp" not in structure.groups:

@@ -136,7 +136,8 @@ def measure(
         module = model.get_submodule(name)
         shapes = tuple(tuple(p.shape) for p in module.parameters())
         heads = tuple(structure.sizes[factor] for factor in structure.attention.get(name, ()))
-        key = (type(module), shapes, heads, tuple(given.shape))
+        # of swapped attention the settings tell what it does
+        key = (type(module), module.extra_repr(), shapes, heads, tuple(given.shape))
         if key not in kinds_of:
             points = _POINTS if len(factors) < 2 else _COARSE
             widths = [_widths(structure.sizes[factor], points) for factor in factors]

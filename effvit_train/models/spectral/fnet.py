@@ -25,6 +25,8 @@ class FNetMixer(nn.Module):
         prefix: tokens before them.
     """
 
+    any_grid = False
+
     def __init__(self, dim: int, grid: Sequence[int], prefix: int = 0) -> None:
         super().__init__()
         self.grid, self.num_prefix_tokens = check_grid(grid, prefix), prefix

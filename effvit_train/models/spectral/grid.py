@@ -24,6 +24,8 @@ class GridMixer(nn.Module):
         ValueError: a grid without rows or columns, a negative prefix.
     """
 
+    any_grid = False
+
     def __init__(self, dim: int, grid: Sequence[int], prefix: int = 0) -> None:
         super().__init__()
         self.grid = check_grid(grid, prefix)
