@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from effvit_train.models.quantised import Bf16Linear, Int8Linear
+from effvit_train.models.few_bits import Bf16Linear, Int8Linear
 
 NOT_FINITE = "the model has weights that are not finite numbers"
 

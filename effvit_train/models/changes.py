@@ -17,6 +17,7 @@ from effvit_train.models.surgery import Operation, apply
 
 # Kind -> the module whose `recorded(model, entry)` gives the operations of a recorded change.
 _KINDS = {
+    "lowrank": "effvit_train.models.low_rank",
     "prune": "effvit_train.models.surgery",
     "quantize": "effvit_train.models.quantised",
     "fake_quantize": "effvit_train.models.quantised",

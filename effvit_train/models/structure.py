@@ -26,6 +26,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from effvit_train.models.attention.base import Swapped
+from effvit_train.models.factored import FactoredLinear, is_linear, shape_of
+from effvit_train.models.few_bits import FakeQuantLinear
 from effvit_train.models.flexible import FLEXIBLE
 from effvit_train.models.spectral import FourierMixer, WaveletMixer
 from effvit_train.models.tokens.blocks import TokenAttention, TokenBlock
@@ -100,6 +102,12 @@ class Structure:
         """Entries of an axis."""
         return sum(segment_length(segment, self.sizes) for segment in axis)
 
+    def axis(self, layer: str, dim: int) -> Axis:
+        """Of a linear layer's outputs (0) or inputs (1), whether it is one matrix or a product."""
+        return (self.axes.get(f"{layer}.weight") or self.axes[f"{layer}.{'down' if dim else 'up'}.weight"])[
+            dim
+        ]
+
     def touched(self, factor: str) -> Iterator[tuple[str, int, Axis]]:
         """Parameter, dimension and axis wherever the factor occurs."""
         for name, axes in self.axes.items():
@@ -161,9 +169,9 @@ def _read_attention(structure: Structure, name: str, module: Any) -> None:
         return  # normalises over all heads: they cannot be taken away one by one
     heads, qk, v = f"{name}.heads", f"{name}.qk", f"{name}.v"
     rows = {part: getattr(module, part) for part in ("qkv", "proj")}
-    if not all(type(layer) is nn.Linear for layer in rows.values()):
+    if not all(_can_be_cut(layer) for layer in rows.values()):
         return
-    width = rows["proj"].in_features // module.num_heads
+    width = shape_of(rows["proj"])[1] // module.num_heads
     structure.sizes |= {heads: module.num_heads, qk: width, v: width}
     structure.attention[name] = (heads, qk, v)
     fused: Axis = ((heads, qk), (heads, qk), (heads, v))
@@ -190,15 +198,15 @@ def _read_mlp(structure: Structure, name: str, module: Any) -> None:
     if not isinstance(getattr(module, "norm", nn.Identity()), nn.Identity):
         return  # normalises over the hidden units
     first = ("fc1_g", "fc1_x") if type(module) is SwiGLU else ("fc1",)
-    if not all(_is_linear(getattr(module, part)) for part in (*first, "fc2")):
+    if not all(_is_pointwise(getattr(module, part)) for part in (*first, "fc2")):
         return
-    structure.sizes[name] = module.fc2.weight.shape[1]
+    structure.sizes[name] = shape_of(module.fc2)[1]
     own: Axis = ((name,),)
     for part in first:
         _describe(structure, module, name, part, 0, own * 2 if type(module) is GluMlp else own)
     _describe(structure, module, name, "fc2", 1, own)
     block = name.removesuffix(".mlp") if name.endswith(".mlp") else None
-    seen = Tap(f"{name}.fc2", False, own, -1 if isinstance(module.fc2, nn.Linear) else 1)
+    seen = Tap(f"{name}.fc2", False, own, 1 if isinstance(module.fc2, nn.Conv2d) else -1)
     structure.groups[name] = Group(name, "mlp", (name,), block, ((seen,),))
 
 
@@ -228,7 +236,7 @@ def _read_vit(structure: Structure, model: Any) -> None:
     for name in norms:
         _describe_norm(structure, model, name, own)
     for name in ("head", "head_dist"):
-        if isinstance(getattr(model, name, None), nn.Linear):
+        if isinstance(getattr(model, name, None), (nn.Linear, FactoredLinear)):
             _describe(structure, model, "", name, 1, own, bias=False)
     if type(model.head) is nn.Sequential:  # sees every token
         tokens = model.head[1].in_features // model.embed_dim
@@ -253,7 +261,7 @@ def _read_swin(structure: Structure, model: Any) -> None:
             return
     structure.blocks = [name for stage in stages for name in blocks[stage]]
     known = all(_is_known(structure, name, b) for stage in stages for name, b in blocks[stage].items())
-    if not (known and type(model.head.fc) is nn.Linear):
+    if not (known and is_linear(model.head.fc)):
         return
     embeds = {stage: f"{stage}.embed" for stage in stages}
     taps = {stage: _embed_of_blocks(structure, blocks[stage], embeds[stage]) for stage in stages}
@@ -328,11 +336,15 @@ def _describe_mixer(structure: Structure, mixer: Any, path: str, own: Axis) -> N
         _axis(structure, f"{path}.prefix.weight", mixer.prefix.weight, 0, ((mixer.prefix.tokens, embed),))
 
 
-def _is_linear(module: object) -> bool:
+def _is_pointwise(module: object) -> bool:
     """A linear layer, or a convolution that is one at every position."""
     if type(module) is nn.Conv2d:
         return module.kernel_size == (1, 1) and module.groups == 1
-    return type(module) is nn.Linear
+    return _can_be_cut(module)
+
+
+def _can_be_cut(module: object) -> bool:
+    return is_linear(module) or type(module) is FakeQuantLinear
 
 
 def _is_norm(module: object) -> bool:
@@ -345,6 +357,9 @@ def _describe(
     """Describe a dimension of a layer's weight, and its bias where the dimension is that of its outputs."""
     module = getattr(parent, layer)
     name = f"{path}.{layer}" if path else layer
+    if isinstance(module, FactoredLinear):  # its outputs are those of one factor, its inputs of the other
+        _describe(structure, module, name, "down" if dim else "up", dim, axis, bias=bias)
+        return
     _axis(structure, f"{name}.weight", module.weight, dim, axis)
     if dim == 0 and bias and module.bias is not None:
         _axis(structure, f"{name}.bias", module.bias, 0, axis)

@@ -25,6 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from effvit_train.models.attention.base import Swapped
+from effvit_train.models.factored import FactoredLinear, shape_of
 from effvit_train.models.structure import Axis, Group, Structure, read_structure, segment_length
 
 CUT = "prune"  # the `kind` of our entries in an architecture record
@@ -121,7 +122,8 @@ def cut_group(structure: Structure, group: Group, keep: Keep) -> list[Operation]
         scale = math.sqrt(after / before)
         operations += [
             Scale(name, rows, scale)
-            for name in (f"{module}.qkv.weight", f"{module}.qkv.bias")
+            for layer in (f"{module}.qkv", f"{module}.qkv.up")
+            for name in (f"{layer}.weight", f"{layer}.bias")
             if name in structure.axes
         ]
     return operations
@@ -220,7 +222,9 @@ def _scale(parameter: nn.Parameter, operation: Scale, optimizer: torch.optim.Opt
 
 
 def _fold(layer: nn.Module, operation: Fold) -> None:
-    weight, bias = layer.weight, layer.bias
+    # what reads the inputs, and what makes outputs of that: nothing where the layer is one matrix
+    first, second = (layer.down, layer.up.weight) if isinstance(layer, FactoredLinear) else (layer, None)
+    weight, bias = first.weight, layer.bias
     assert isinstance(weight, Tensor)
     kept, removed, constant = (
         part.to(weight.device) for part in (operation.kept, operation.removed, operation.constant)
@@ -231,7 +235,8 @@ def _fold(layer: nn.Module, operation: Fold) -> None:
         more = (lost.double() @ operation.mix.to(weight.device).double()).to(weight.dtype)
         weight.data.index_add_(1, kept, more.view(more.shape + (1,) * (weight.ndim - 2)))
     if isinstance(bias, Tensor):
-        bias.data += (lost.double() @ constant.double()).to(bias.dtype)
+        more = lost.double() @ constant.double()
+        bias.data += (more if second is None else second.data.double() @ more).to(bias.dtype)
 
 
 def _drop(model: nn.Module, block: str, optimizer: torch.optim.Optimizer | None) -> None:
@@ -272,11 +277,11 @@ def _refresh_module(module: Any) -> None:
     elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, WindowAttention):
-        module.dim = module.qkv.weight.shape[1]
+        module.dim = shape_of(module.qkv)[1]
     elif isinstance(module, SwinTransformerBlock):
         module.dim = len(module.get_parameter("norm1.weight"))
     elif isinstance(module, PatchMerging):
-        module.out_dim, four = module.get_parameter("reduction.weight").shape
+        module.out_dim, four = shape_of(module.reduction)
         module.dim = four // 4
 
 

@@ -20,16 +20,8 @@ import timm
 import torch
 from torch import nn
 
-from effvit_train.models.quantised import (
-    BF16,
-    DYNAMIC,
-    INT8,
-    MODES,
-    STATIC,
-    Replace,
-    input_ranges,
-    linear_layers,
-)
+from effvit_train.models.few_bits import BF16, DYNAMIC, INT8, MODES, STATIC
+from effvit_train.models.quantised import Replace, input_ranges, linear_layers
 from effvit_train.models.surgery import apply
 from effvit_train.stopwatch import race, ratio
 

@@ -10,7 +10,7 @@ import torch
 from driving import exit_code, interrupted_run, run_in
 
 from effvit_train import cli, load_model
-from effvit_train.models.quantised import Bf16Linear, FakeQuantLinear, Int8Linear
+from effvit_train.models.few_bits import Bf16Linear, FakeQuantLinear, Int8Linear
 
 KEY = "compress.quantize"
 QUICK = (

@@ -14,20 +14,17 @@ from effvit_train.audit.matrices import weight_matrices
 from effvit_train.audit.operations import count_operations
 from effvit_train.models.changes import rebuild
 from effvit_train.models.factory import load_model, save_model
-from effvit_train.models.quantised import (
+from effvit_train.models.few_bits import (
     DYNAMIC,
     STATIC,
     WEIGHT_ONLY,
     Bf16Linear,
     FakeQuantLinear,
     Int8Linear,
-    Replace,
-    input_ranges,
-    linear_layers,
-    signal_to_noise,
     token_scales,
     weight_scales,
 )
+from effvit_train.models.quantised import Replace, input_ranges, linear_layers, signal_to_noise
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.surgery import apply
 

@@ -19,6 +19,7 @@ from effvit_train.compress.distill.transfer import AttentionTerm
 from effvit_train.data.info import DataInfo
 from effvit_train.errors import UserError
 from effvit_train.keys import stream_key
+from effvit_train.models.factored import FactoredLinear
 from effvit_train.models.surgery import Operation, Slice, apply, slice_parameter
 from effvit_train.parts import Step, Term
 
@@ -279,7 +280,7 @@ def _attention(model: nn.Module) -> list[str]:
     """Names of the projections to query, key and value of blocks that see all patches."""
     names = [f"{name}.attn.qkv" for name in blocks.stages(model) if name.startswith("blocks.")]
     known = dict(model.named_modules())
-    return [name for name in names if isinstance(known.get(name), nn.Linear)]
+    return [name for name in names if isinstance(known.get(name), (nn.Linear, FactoredLinear))]
 
 
 def _width(model: nn.Module, name: str) -> int:

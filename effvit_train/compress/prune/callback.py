@@ -123,6 +123,8 @@ class Pruning(pl.Callback):
 
     def _cut(self, trainer: pl.Trainer, module: Any, number: int, now: float) -> None:
         assert self.positions is not None
+        if self.done == 0 and len(module.record.cuts) != len(self.record.cuts):
+            self._start_from(trainer, module)
         total = len(self.positions)
         keep = {tap for term in module.terms for tap in term.taps}
         structure = read_structure(module.model)
@@ -142,6 +144,16 @@ class Pruning(pl.Callback):
         entry = record_of(decision.plan, step=int(trainer.global_step))
         change_model(trainer, module, decision.operations, entry)
         self._note(trainer, decision, number, total, now)
+
+    def _start_from(self, trainer: pl.Trainer, module: Any) -> None:
+        """Another technique has changed the model since the training began: what budgets refer to is that model."""
+        self.record = module.record
+        self.pruner = Pruner(self.config, self.record)
+        if not self.pruner.ready:
+            if trainer.is_global_zero:
+                (Path(trainer.default_root_dir) / LATENCY_FILE).unlink(missing_ok=True)
+            self.pruner.use(self._table(trainer, module))
+        self.pruner.check()
 
     def _note(self, trainer: pl.Trainer, decision: Decision, number: int, total: int, now: float) -> None:
         plan = decision.plan

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from effvit_train.compress.prune.costs import Sizes, block_of
+from effvit_train.models.factored import shape_of
 from effvit_train.models.structure import Structure, read_structure
 from effvit_train.models.surgery import Drop, apply, cut_group, first_units
 
@@ -211,9 +212,11 @@ def _factors(structure: Structure, name: str, kinds: Sequence[str]) -> list[str]
     elif "mlp" in kinds:
         factors.append(name)
     if "embed" in kinds:
-        weight = f"{name}.{'qkv' if name in structure.attention else 'fc2'}.weight"
-        dim = 1 if name in structure.attention else 0
-        axis = structure.axes[weight][dim]
+        axis = (
+            structure.axis(f"{name}.qkv", 1)
+            if name in structure.attention
+            else structure.axis(f"{name}.fc2", 0)
+        )
         factors += [factor for factor in axis[0] if isinstance(factor, str)]
     return factors
 
@@ -241,13 +244,13 @@ def _work(
         if width is not None and width < whole.size(group):
             apply(holder, cut_group(whole, group, first_units(whole, group, width)))
     module = holder.get_submodule(name)
-    columns = module.get_parameter("qkv.weight" if name in structure.attention else _first(module)).shape[1]
+    columns = shape_of(module.get_submodule("qkv" if name in structure.attention else _first(module)))[1]
     shown = given[..., :columns].contiguous() if columns != given.shape[-1] else given
     return lambda: module(shown)
 
 
 def _first(module: nn.Module) -> str:
-    return "fc1.weight" if hasattr(module, "fc1") else "fc1_g.weight"
+    return "fc1" if hasattr(module, "fc1") else "fc1_g"
 
 
 def _medians(works: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:

@@ -77,8 +77,9 @@ def _folds(
     }
     for layer, (_, moments) in seen.items():
         kept = torch.arange(len(moments.total))
+        inputs = (f"{layer}.weight", f"{layer}.down.weight")  # of one matrix, or of a product
         for cut in cuts:
-            if isinstance(cut, Slice) and cut.parameter == f"{layer}.weight" and cut.dim == 1:
+            if isinstance(cut, Slice) and cut.parameter in inputs and cut.dim == 1:
                 kept = kept[cut.index]
         biased = getattr(model.get_submodule(layer), "bias", None) is not None
         if len(kept) < len(moments.total) and (biased or not mean_only):

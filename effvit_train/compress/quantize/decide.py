@@ -11,14 +11,8 @@ from torch import Tensor
 
 from effvit_train.compress.quantize.config import QuantizeConfig
 from effvit_train.errors import UserError
-from effvit_train.models.quantised import (
-    STATIC,
-    FakeQuantLinear,
-    Replace,
-    input_ranges,
-    linear_layers,
-    signal_to_noise,
-)
+from effvit_train.models.few_bits import STATIC, FakeQuantLinear
+from effvit_train.models.quantised import Replace, input_ranges, linear_layers, signal_to_noise
 from effvit_train.parts import Decided
 
 

@@ -30,8 +30,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn, view_as_complex, view_as_real
 from torch.nn import functional as F
 
+from effvit_train.models.few_bits import FakeQuantLinear
 from effvit_train.models.flexible import FlexibleDistilledViT, FlexibleViT
-from effvit_train.models.quantised import FakeQuantLinear
 from effvit_train.models.spectral import CoefficientGain, GlobalFilter, PrefixRead
 from effvit_train.privacy.engine.base import wide
 from effvit_train.privacy.engine.tape import ConvCall, LinearCall, Tape
@@ -93,7 +93,7 @@ def _fake_quant(
     tape: Tape, module: FakeQuantLinear, names: Names, inputs: Tensor | None, gradients: Tensor
 ) -> None:
     """The weight's gradient goes straight through its rounding: it meets the inputs as they were rounded."""
-    _linear(tape, module, names, None if inputs is None else module.operand(inputs), gradients)  # type: ignore[arg-type]
+    _linear(tape, module, names, None if inputs is None else module.operand(inputs), gradients)
 
 
 def _conv(tape: Tape, module: nn.Conv2d, names: Names, images: Tensor | None, gradients: Tensor) -> None:
