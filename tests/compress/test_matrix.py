@@ -6,7 +6,7 @@ import matrix
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("column", matrix.COLUMNS)
 @pytest.mark.parametrize("technique", matrix.TECHNIQUES)
 def test_what_goes_with_what(technique, column, tmp_path_factory, monkeypatch):
