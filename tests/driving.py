@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +62,23 @@ def interrupted_run(directory: Path, monkeypatch, hook: str, count: int, *argume
     with monkeypatch.context() as patch:
         patch.setattr(Curves, hook, signal_at(hook, count))
         return exit_code(directory, monkeypatch, *arguments)
+
+
+def result(run: Path) -> list[bytes]:
+    """The files that a resumed run must share with one that nothing stopped."""
+    return [(run / name).read_bytes() for name in ("model.safetensors", "metrics.csv", "model.json")]
+
+
+def card(run: Path) -> dict[str, Any]:
+    """The run's card."""
+    found: dict[str, Any] = json.loads((run / "card.json").read_text())
+    return found
+
+
+def cuts(run: Path) -> list[dict[str, Any]]:
+    """How the model that it ships was changed."""
+    found: list[dict[str, Any]] = json.loads((run / "model.json").read_text())["cuts"]
+    return found
 
 
 def runs_in(directory: Path) -> list[Path]:

@@ -38,6 +38,11 @@ CASES: dict[str, tuple[str, ...]] = {
     "ddp": ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"),
     "distill": ("compress=distill", "compress.distill.trained.max_epochs=4", "compress.distill.trained.min_steps=80"),
     "workers": ("dataset.num_workers=0",),
+    "merge": ("compress=merge_tokens", "compress.merge_tokens.r=3", "compress.merge_tokens.start=0.3"),
+    "lowrank": ("compress=lowrank", "compress.lowrank.energy=0.8", "compress.lowrank.start=0.3", "recipe.ema=0.99"),
+    "qat": ("compress=quantize", "compress.quantize.qat=true", "compress.quantize.start=0.3"),
+    "resolution": ("compress=resolution", "compress.resolution.sizes=[4,6,8]"),
+    "attention": ("model.attention=performer",),
     # both runs have the secret that the first of them makes
     "dp_sgd": ("privacy=dp_sgd", "privacy.secret=secret", "privacy.accountant=rdp"),
 }  # fmt: skip

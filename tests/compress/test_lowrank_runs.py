@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import safetensors.torch
 import torch
-from driving import exit_code, interrupted_run, run_in
+from driving import card, cuts, exit_code, interrupted_run, result, run_in
 
 from effvit_train import checkpoint_file, load_model
 from effvit_train.audit.operations import count_operations
@@ -28,24 +25,11 @@ QUICK = (
     f"{LOWRANK}.calibration=64",
     f"{LOWRANK}.start=4steps",
 )
-FILES = ("model.safetensors", "metrics.csv", "model.json")
 
 
 @pytest.fixture(autouse=True)
 def _no_probe(no_probe):
     pass
-
-
-def result(run: Path) -> list[bytes]:
-    return [(run / name).read_bytes() for name in FILES]
-
-
-def card(run: Path) -> dict:
-    return json.loads((run / "card.json").read_text())
-
-
-def cuts(run: Path) -> list[dict]:
-    return json.loads((run / "model.json").read_text())["cuts"]
 
 
 def test_a_run_resumed_after_the_change_ships_the_same_bytes(tmp_path, monkeypatch, capsys):

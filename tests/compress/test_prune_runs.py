@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from driving import exit_code, interrupted_run, run_in
+from driving import card, cuts, exit_code, interrupted_run, result, run_in
 
 from effvit_train import checkpoint_file, cli, load_model
 from effvit_train.audit.operations import count_operations
@@ -22,24 +22,11 @@ QUICK = (
     "dataset.num_workers=0",
 )  # fmt: skip
 ALL = f"{PRUNE}.kinds=[heads,head_width,mlp,embed,blocks]"
-FILES = ("model.safetensors", "metrics.csv", "model.json")
 
 
 @pytest.fixture(autouse=True)
 def _no_probe(no_probe):
     pass
-
-
-def result(run: Path) -> list[bytes]:
-    return [(run / name).read_bytes() for name in FILES]
-
-
-def card(run: Path) -> dict:
-    return json.loads((run / "card.json").read_text())
-
-
-def cuts(run: Path) -> list[dict]:
-    return json.loads((run / "model.json").read_text())["cuts"]
 
 
 def prune(directory: Path, monkeypatch, *arguments: str) -> None:

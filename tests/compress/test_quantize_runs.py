@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from driving import exit_code, interrupted_run, run_in
+from driving import card, cuts, exit_code, interrupted_run, result, run_in
 
 from effvit_train import cli, load_model
 from effvit_train.models.few_bits import Bf16Linear, FakeQuantLinear, Int8Linear
@@ -17,16 +16,11 @@ QUICK = (
     "trainer.progress_bar=false", "model.args.depth=2", "model.args.embed_dim=32", "model.args.num_heads=4",
     "recipe.batch_size=128", "trainer.max_epochs=3", "logger=none", "audit=none", "dataset.num_workers=0",
 )  # fmt: skip
-FILES = ("model.safetensors", "metrics.csv", "model.json")
 
 
 @pytest.fixture(autouse=True)
 def _no_probe(no_probe):
     pass
-
-
-def card(run: Path) -> dict:
-    return json.loads((run / "card.json").read_text())
 
 
 def layers(run: Path, kind: type) -> int:
@@ -83,11 +77,8 @@ def test_quantisation_aware_training_resumes_exactly(more, tmp_path, monkeypatch
             == 130
         )
         run_in(tmp_path, monkeypatch, f"resume={name}")
-        for file in FILES:
-            assert (tmp_path / name / file).read_bytes() == (tmp_path / "straight" / file).read_bytes(), file
-    assert [
-        cut["kind"] for cut in json.loads((tmp_path / "straight" / "model.json").read_text())["cuts"]
-    ] == ["fake_quantize", "quantize"]
+        assert result(tmp_path / name) == result(tmp_path / "straight")
+    assert [cut["kind"] for cut in cuts(tmp_path / "straight")] == ["fake_quantize", "quantize"]
     assert layers(tmp_path / "straight", FakeQuantLinear) == 0
     assert load_model(tmp_path / "straight")(torch.zeros(1, 1, 8, 8)).isfinite().all()
 

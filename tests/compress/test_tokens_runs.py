@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from driving import exit_code, interrupted_run, run_in
+from driving import card, cuts, exit_code, interrupted_run, result, run_in
 
 from effvit_train import checkpoint_file, cli, load_model
 from effvit_train.audit.operations import count_operations
@@ -17,24 +14,11 @@ QUICK = (
     "trainer.progress_bar=false", "model.args.depth=2", "model.args.embed_dim=32", "model.args.num_heads=4",
     "recipe.batch_size=256", "trainer.max_epochs=2", "logger=none", "audit=none", "dataset.num_workers=0",
 )  # fmt: skip
-FILES = ("model.safetensors", "metrics.csv", "model.json")
 
 
 @pytest.fixture(autouse=True)
 def _no_probe(no_probe):
     pass
-
-
-def result(run: Path) -> list[bytes]:
-    return [(run / name).read_bytes() for name in FILES]
-
-
-def card(run: Path) -> dict:
-    return json.loads((run / "card.json").read_text())
-
-
-def cuts(run: Path) -> list[dict]:
-    return json.loads((run / "model.json").read_text())["cuts"]
 
 
 MIXES = {
