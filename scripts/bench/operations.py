@@ -57,7 +57,7 @@ TECHNIQUES: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "specformer": (None, ("model.attention=[fourier,fourier,fourier,exact,exact,exact]",)),
 }
 # fmt: on
-PAIRS = ("prune&merge", "prune&int8", "merge&int8", "lowrank&merge", "prune&lowrank")
+PAIRS = ("prune--merge", "prune--int8", "merge--int8", "lowrank--merge", "prune--lowrank")
 ARMS = tuple(f"{name}{more}" for name in (*TECHNIQUES, *PAIRS) for more in ("", "+distill"))
 BATCHES = (1, 64)
 ROUNDS = 41
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _names(arm: str) -> list[str]:
-    return arm.removesuffix("+distill").split("&")
+    return arm.removesuffix("+distill").split("--")
 
 
 def overrides(arm: str, options: argparse.Namespace) -> list[str]:
@@ -219,7 +219,7 @@ def picture(table: Mapping[str, Mapping[str, Any]]) -> str:
             while any(abs(y - other) < 13 for other in labels):
                 y += 13
             labels.append(y)
-            parts.append(f'<text x="{u + 8:.1f}" y="{y:.1f}">{arm.replace("&", "&amp;")}</text>')
+            parts.append(f'<text x="{u + 8:.1f}" y="{y:.1f}">{arm}</text>')
     parts.append(f'<text x="{WIDTH - 150}" y="40">○ fine-tuned</text><text x="{WIDTH - 150}" y="58" fill="#1661a8">● '
                  "and distilled</text></svg>")  # fmt: skip
     return "\n".join(parts) + "\n"

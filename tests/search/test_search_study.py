@@ -76,7 +76,7 @@ def test_no_trial_is_lost_or_doubled_when_two_of_four_workers_are_killed(tmp_pat
     search_with_two_killed(tmp_path, 30, "random")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_front_of_zdt1_reaches_its_hypervolume_with_two_of_four_workers_killed(tmp_path):
     study = search_with_two_killed(tmp_path, 400, "tpe")
     points = [trial.values for trial in study.study.best_trials]

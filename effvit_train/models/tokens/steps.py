@@ -62,7 +62,7 @@ def match(keys: Tensor, r: int, prefix: int) -> Step:
     the first set that are left come first, then the second set.
 
     Args:
-        keys: (B, n, d) of the image tokens, the mean over the heads.
+        keys: (B, n, d) of the image tokens, the mean over the heads or a multiple of it.
         r: at most half of n, rounded down.
         prefix: P, which decides which set is first.
     """

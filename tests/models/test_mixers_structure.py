@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from test_spectral import vit
+from test_mixers import vit
 from test_surgery import choose, images, mask_of, masked_norm
 from timm.optim import create_optimizer_v2
 
