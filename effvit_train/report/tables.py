@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from effvit_train.card import MEASURES
@@ -91,11 +92,17 @@ def provenance(data: RunData, comparison: Comparison) -> str:
     run, model, more = card.run, card.model, card.provenance
     blocks = [markup.facts("Data", _data_facts(data.dataset))]
     shape = model.get("input_shape") or (data.record.input_shape if data.record else None)
-    cuts = len(data.record.cuts) if data.record else 0
+    changes = Counter(str(cut.get("kind")) for cut in data.record.cuts) if data.record else Counter[str]()
+    told = ", ".join(kind if times == 1 else f"{kind} × {times}" for kind, times in changes.items())
+    attention = Counter(
+        str(as_dict(entry).get("kind"))
+        for entry in (data.record.kwargs.get("attention") or [] if data.record else [])
+    )
     blocks.append(
         markup.facts("Model", {
             "timm name": model.get("name"), "input": _shape(shape), "classes": model.get("num_classes"),
-            "cuts": f"{cuts}, listed in model.json" if cuts else None,
+            "attention": ", ".join(f"{kind} in {n} blocks" for kind, n in attention.items()) or None,
+            "changes": f"{told}; listed in model.json" if told else None,
         })
     )  # fmt: skip
     teacher = as_dict(more.get("teacher"))
