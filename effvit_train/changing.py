@@ -72,11 +72,13 @@ class Changes(pl.Callback):
         """Decide when the others are made, at the first start.
 
         Raises:
-            UserError: there is no such step, or another technique is at work then.
+            UserError: there is no such step, another technique is at work then, or one comes after another that it
+                cannot follow.
         """
         epochs, steps = trainer.max_epochs or 1, int(trainer.num_training_batches)
         if not self.positions:
             self.positions = {c.name: c.moment.in_epochs(epochs, steps) for c in self.during}
+        self._check_order()
         for change in self.during:
             if change.name in self.facts:
                 continue
@@ -106,6 +108,18 @@ class Changes(pl.Callback):
             if change.name not in self.facts and step_of(self.positions[change.name], steps) <= step:
                 self._make(trainer, pl_module, change, epoch=trainer.current_epoch)
                 self._settle(pl_module)
+
+    def _check_order(self) -> None:
+        ordered = sorted(self.during, key=lambda change: self.positions[change.name]) + self.after
+        for number, change in enumerate(ordered):
+            for earlier in ordered[:number]:
+                reasons = [change.refuses[word] for word in sorted(earlier.leaves) if word in change.refuses]
+                if reasons:
+                    raise UserError(
+                        f"comes after {earlier.key}, and {reasons[0]}", key=change.key,
+                        value="the end" if change.moment.at_end else f"{self.positions[change.name]:g} epochs",
+                        remedy=f"an earlier {change.key}, or a later {earlier.key}",
+                    )  # fmt: skip
 
     def finish(self, trainer: pl.Trainer, module: Any, data: Any) -> None:
         """Make the changes that come after the last step."""

@@ -69,6 +69,7 @@ def compress(options: argparse.Namespace, cfg: DictConfig, overrides: list[str])
     from effvit_train.compose import load
     from effvit_train.derived import check_out, train_further, write_derived
     from effvit_train.finished import open_finished
+    from effvit_train.models.quantised import is_quantised
     from effvit_train.runs import RunDir, ensure_writable
 
     console = Console()
@@ -109,7 +110,7 @@ def compress(options: argparse.Namespace, cfg: DictConfig, overrides: list[str])
     write_derived(
         run, module, target, made_by=MADE_BY, techniques=names, provenance=provenance, console=console
     )
-    if all(parameter.is_floating_point() for parameter in module.model.parameters()):
+    if not is_quantised(module.model):
         say(f"next: {train_further(target, run.overrides)}   # train what was changed")
 
 
@@ -160,6 +161,12 @@ def planned(run: Finished, wanted: Config, say: Any) -> list[PlannedChange]:
                 "changes nothing without a training", key="compress", value=name,
                 remedy=f"train: compress={name} model.weights=RUN_DIR",
             )  # fmt: skip
+        for change in attached:
+            if change.trains:
+                raise UserError(
+                    "is a way of training, and nothing is trained here", key=change.trains, value=True,
+                    remedy=f"leave it out, or train: compress={name} {change.trains}=true model.weights=RUN_DIR",
+                )  # fmt: skip
         changes += attached
     return sorted(changes, key=lambda change: _order(change.moment))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -280,6 +281,7 @@ def _prepared(run: Finished, split: str, most: int) -> Iterator[Any]:
 def _compare(run: Finished, request: Request, path: Path, say: Any) -> Parity:
     from effvit_train.export.parity import check, compare
     from effvit_train.export.runtimes import open_runtime, torch_runner
+    from effvit_train.models.quantised import is_quantised
 
     count = min(request.images, len(run.data.indices("test")))
     say(f"comparing with the trained model on {count:,} test images ...")
@@ -287,6 +289,7 @@ def _compare(run: Finished, request: Request, path: Path, say: Any) -> Parity:
     parity = compare(
         _prepared(run, "test", request.images), torch_runner(run.model.float().eval()), runtime.run
     )
+    parity = dataclasses.replace(parity, rounds=is_quantised(run.model))
     check(parity, request.precision)
     return parity
 

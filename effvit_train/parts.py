@@ -38,6 +38,7 @@ MIXES_SAMPLES = "mixes samples"
 READS_TRAINING_DATA = "reads the training data"
 UNDECLARED_DATA = "has learnt from data that nobody declared"
 FREEZES_WEIGHTS = "trains few of the weights"
+ROUNDED_WEIGHTS = "weights that are rounded while they train"
 CHANGES_GRADIENTS = "changes the gradients after they were computed"
 TAKES_TOKENS = "takes tokens away"
 LOSES_PATCHES = "leaves patches without a token"
@@ -175,12 +176,18 @@ class PlannedChange:
         key: of the moment's setting.
         moment: when; 1 is after the last step, on the weights that ship.
         decide: what is to be changed.
+        leaves: what it leaves of the model, in the words that changes after it refuse.
+        refuses: such words -> why it cannot come after a change that leaves that, in one clause.
+        trains: the setting that asked for it, where it does nothing but shape the training after it; else empty.
     """
 
     name: str
     key: str
     moment: Moment
     decide: Callable[[Any, Any, int], Decided | None]
+    leaves: frozenset[str] = frozenset()
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    trains: str = ""
 
 
 @dataclass

@@ -16,6 +16,7 @@ from effvit_train.derived import check_out, train_further, write_derived
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.finished import Finished, open_finished
 from effvit_train.keys import stream_key
+from effvit_train.models.quantised import refuse_cutting
 from effvit_train.module import VisionModule
 from effvit_train.runs import RunDir, ensure_writable
 
@@ -48,6 +49,7 @@ def prune(argv: Sequence[str]) -> None:
             "was trained with differential privacy, which looking at its training images again would undo",
             key="RUN_DIR", value=source, remedy="--importance magnitude --compensate none",
         )  # fmt: skip
+    refuse_cutting(run.model, "RUN_DIR", source)
     module = run.module()
     pruner = Pruner(settings, run.record)
     pruner.check()

@@ -11,14 +11,19 @@ tensors, which safetensors holds and a record rebuilds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 DYNAMIC, STATIC, WEIGHT_ONLY = "dynamic", "static", "weight_only"
 MODES = (DYNAMIC, STATIC, WEIGHT_ONLY)
 INT8, BF16 = "int8", "bf16"
 LEVELS = 127.0
+_ROWS = 256  # tokens that are rounded and multiplied at a time: what lies between fits into a core's cache
 
 
 def weight_scales(weight: Tensor, *, per_channel: bool) -> Tensor:
@@ -47,6 +52,9 @@ class _Quantised(nn.Module):
 
     mode: str
     input_scale: Tensor | None
+    bias: Any
+    in_features: int
+    out_features: int
 
     def scale_of(self, x: Tensor) -> Tensor:
         """Scale of the inputs: (..., 1) of each token, or (1,)."""
@@ -65,8 +73,33 @@ class _Quantised(nn.Module):
         wide = x.float()
         scale = self.scale_of(wide.detach())
         bounded = wide.clamp(-LEVELS * scale, LEVELS * scale)
-        result = bounded + (rounded(bounded, scale) * scale - bounded).detach()
+        result = (rounded(bounded, scale) * scale).detach() + (bounded - bounded.detach())
         return result.to(x.dtype)
+
+    def in_whole_numbers(self, x: Tensor) -> bool:
+        """Whether these inputs are multiplied as whole numbers, which know no gradient."""
+        return self.mode != WEIGHT_ONLY and not (torch.is_grad_enabled() and x.requires_grad)
+
+    def multiplied(self, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        """(..., in) to (..., out) by products of whole numbers, with weights (out, in) and their scales."""
+        rows = x.reshape(-1, self.in_features)
+        # exported graphs come first: the number of their rows is a symbol
+        traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+        if traced or x.device.type != "cpu" or len(rows) <= _ROWS:
+            result = self._multiply(rows, weight, scale)
+        else:  # at once, most of the time would go into fresh memory
+            result = x.new_empty(len(rows), self.out_features)
+            for start in range(0, len(rows), _ROWS):
+                result[start : start + _ROWS] = self._multiply(rows[start : start + _ROWS], weight, scale)
+        return result.view(*x.shape[:-1], self.out_features)
+
+    def _multiply(self, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        wide = x.float()
+        steps = self.scale_of(wide)
+        product = _whole_product(rounded(wide, steps), weight)
+        # not addcmul, which rounds the last entries of a tensor otherwise: a row is the same whatever the others are
+        result = product * scale.view(-1) * steps
+        return (result if self.bias is None else result + self.bias).to(x.dtype)
 
 
 class Int8Linear(_Quantised):
@@ -116,31 +149,28 @@ class Int8Linear(_Quantised):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out).
 
-        Where a gradient of the inputs is asked for (attacks, explanations), and where the graph is exported, the
-        same values are computed with floating-point numbers and the gradient goes straight through the rounding:
-        an attack on the rounding's own gradient, zero, would find nothing (Athalye et al. 2018).
+        Where a gradient of the inputs is asked for (attacks, explanations) the same values are computed with
+        floating-point numbers and the gradient goes straight through the rounding: an attack on the rounding's own
+        gradient, zero, would find nothing (Athalye et al. 2018).
         """
-        plain = (torch.is_grad_enabled() and x.requires_grad) or torch.compiler.is_exporting()
-        if self.mode == WEIGHT_ONLY or plain:
-            return F.linear(self.operand(x), self.effective_weight().to(x.dtype), self.bias)
-        wide = x.float()
-        scale = self.scale_of(wide)
-        whole = rounded(wide, scale).to(torch.int8)
-        product = _int_product(whole.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
-        result = product * (self.scale.view(-1) if self.mode == DYNAMIC else self.scale.view(-1) * scale)
-        if self.mode == DYNAMIC:
-            result = result * scale if self.bias is None else torch.addcmul(self.bias.float(), result, scale)
-        elif self.bias is not None:
-            result = result + self.bias
-        return result.to(x.dtype)
+        if self.in_whole_numbers(x):
+            return self.multiplied(x, self.weight, self.scale)
+        return F.linear(self.operand(x), self.effective_weight().to(x.dtype), self.bias)
 
     def extra_repr(self) -> str:
         """For `print(model)`."""
         return f"{self.in_features}, {self.out_features}, {self.mode}"
 
 
-def _int_product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right.T of int8 (n, k) and (m, k), exact, as int32 (n, m)."""
+def _whole_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right.T of whole numbers (n, k) in floating point and (m, k) in int8: int32 (n, m) where that is known.
+
+    Exported graphs and other devices multiply them in floating point, with the same result while the sums stay
+    below 2^24.
+    """
+    if torch.compiler.is_exporting() or left.device.type not in ("cpu", "cuda", "meta"):
+        return F.linear(left, right.to(left.dtype))
+    left = left.to(torch.int8)
     if left.device.type != "cuda":
         return torch._int_mm(left, right.t())
     rows, inner, columns = len(left), left.shape[1], len(right)
@@ -167,18 +197,26 @@ class FakeQuantLinear(_Quantised, nn.Linear):
         self.mode, self.per_channel = mode, per_channel
         self.register_buffer("input_scale", input_scale)
         self.weight = layer.weight  # type: ignore[assignment]
-        self.bias = layer.bias  # type: ignore[assignment]
+        self.bias = layer.bias
         self.out_features, self.in_features = self.weight.shape
 
     def effective_weight(self) -> Tensor:
         """s_w q_w (out, in), with the gradient of the weight itself."""
-        weight = self.weight
-        scale = weight_scales(weight.detach().float(), per_channel=self.per_channel)
-        return weight + (rounded(weight.detach(), scale) * scale - weight.detach()).to(weight.dtype)
+        rounded_weight, scale = self._whole_weight()
+        effective = (rounded_weight * scale).to(self.weight.dtype)
+        return effective + (self.weight - self.weight.detach()) if torch.is_grad_enabled() else effective
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
+        """(..., in) to (..., out); where no gradient is asked for, to the last bit what will ship."""
+        if not torch.is_grad_enabled() and self.in_whole_numbers(x):
+            weight, scale = self._whole_weight()
+            return self.multiplied(x, weight.to(torch.int8), scale)
         return F.linear(self.operand(x), self.effective_weight(), self.bias)
+
+    def _whole_weight(self) -> tuple[Tensor, Tensor]:
+        weight = self.weight.detach().float()
+        scale = weight_scales(weight, per_channel=self.per_channel)
+        return rounded(weight, scale), scale
 
     def extra_repr(self) -> str:
         """For `print(model)`."""
@@ -186,7 +224,7 @@ class FakeQuantLinear(_Quantised, nn.Linear):
 
 
 class Bf16Linear(nn.Module):
-    """A linear layer that keeps and multiplies its weights in bf16.
+    """A linear layer that keeps and multiplies its weights in bf16, whatever type the model is brought to.
 
     Args:
         weight: (out, in).
@@ -204,8 +242,25 @@ class Bf16Linear(nn.Module):
         return self.weight.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), in x's own type."""
-        return F.linear(x.to(torch.bfloat16), self.weight, self.bias).to(x.dtype)
+        """(..., in) to (..., out), in x's own type.
+
+        An exported graph multiplies the same numbers in x's type, as runtimes have no product of bf16.
+        """
+        low = x.to(torch.bfloat16)
+        if torch.compiler.is_exporting():
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return F.linear(low.to(x.dtype), self.weight.to(x.dtype), bias).to(torch.bfloat16).to(x.dtype)
+        return F.linear(low, self.weight, self.bias).to(x.dtype)
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bf16Linear:
+        """Move the weights as whole numbers, which a change of type (`float()`) leaves alone."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            bits = tensor.dtype == torch.bfloat16
+            return fn(tensor.view(torch.int16)).view(torch.bfloat16) if bits else fn(tensor)
+
+        return super()._apply(moved, recurse)
 
     def extra_repr(self) -> str:
         """For `print(model)`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,14 @@ from effvit_train.models.few_bits import (
 from effvit_train.models.surgery import Change
 
 QUANTISED, FAKE = "quantize", "fake_quantize"  # kinds of entries in an architecture record
+_KIND_OF = {
+    **dict.fromkeys(("qkv", "q", "k", "v", "kv", "qk", "q_proj", "k_proj", "v_proj"), "qkv"),
+    **dict.fromkeys(("proj", "out_proj"), "proj"),
+    **dict.fromkeys(("fc1", "fc1_g", "fc1_x", "w12"), "fc1"),
+    **dict.fromkeys(("fc2", "w3"), "fc2"),
+}
+DEFAULT_KINDS = ("qkv", "proj", "fc1", "fc2", "other")
+KINDS = (*DEFAULT_KINDS, "patch_embed", "head")
 
 
 @dataclass(frozen=True)
@@ -91,15 +99,66 @@ def can_be(layer: nn.Module) -> bool:
     return type(layer) in (nn.Linear, FakeQuantLinear)
 
 
-def linear_layers(model: nn.Module, *, head: bool) -> list[str]:
-    """Names of the layers that can be quantised: all linear ones, but the classifier unless `head`."""
+@dataclass(frozen=True)
+class Linears:
+    """Linear layers of the wanted kinds.
+
+    Attributes:
+        called: names of those that can be replaced.
+        read: names of those that a module takes the weights of instead of calling them: they stay as they are.
+    """
+
+    called: list[str]
+    read: list[str]
+
+
+@torch.no_grad()
+def linear_layers(model: nn.Module, example: Tensor, kinds: Collection[str] = DEFAULT_KINDS) -> Linears:
+    """The linear layers of a model, in its order.
+
+    Args:
+        model: is run once, in evaluation mode; may be on the meta device.
+        example: images (B, C, H, W).
+        kinds: of `KINDS`.
+    """
+    kind_of = _kinds(model)
+    wanted = [name for name, kind in kind_of.items() if kind in kinds]
+    called: set[str] = set()
+
+    def note(name: str) -> Any:
+        return lambda module, args: called.add(name)
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(note(name)) for name in wanted]
+    training = model.training
+    try:
+        model.eval()(example)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return Linears([n for n in wanted if n in called], [n for n in wanted if n not in called])
+
+
+def _kinds(model: nn.Module) -> dict[str, str]:
+    """Name -> kind of every layer that can be given fewer bits."""
     found = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
     heads = found if isinstance(found, tuple) else (found,)
     inside = {id(part) for one in heads if isinstance(one, nn.Module) for part in one.modules()}
-    return [
-        name for name, module in model.named_modules()
-        if can_be(module) and (head or id(module) not in inside)
-    ]  # fmt: skip
+    kinds = {}
+    for name, module in model.named_modules():
+        if not can_be(module):
+            continue
+        parts = name.split(".")
+        own = (
+            parts[-2] if parts[-1] in ("down", "up") and len(parts) > 1 else parts[-1]
+        )  # of a factored layer
+        if id(module) in inside or parts[0].startswith("head"):
+            kinds[name] = "head"
+        elif parts[0] in ("patch_embed", "stem"):
+            kinds[name] = "patch_embed"
+        else:
+            kinds[name] = _KIND_OF.get(own, "other")
+    return kinds
 
 
 def is_quantised(model: nn.Module) -> bool:
@@ -116,9 +175,18 @@ def refuse_training(model: nn.Module) -> None:
         )  # fmt: skip
 
 
+def refuse_cutting(model: nn.Module, key: str, value: object) -> None:
+    """Raise `UserError` for a model whose weights have too few bits to be cut or factored."""
+    if is_quantised(model):
+        raise UserError(
+            "holds quantised weights, which can be neither cut nor factored: that comes before",
+            key=key, value=value, remedy="start from the run before it was quantised, and quantise last",
+        )  # fmt: skip
+
+
 @torch.no_grad()
 def input_ranges(
-    model: nn.Module, names: Sequence[str], batches: Sequence[Tensor], *, percentile: float
+    model: nn.Module, names: Sequence[str], batches: Iterable[Tensor], *, percentile: float
 ) -> dict[str, Tensor]:
     """Scales (1,) of the inputs of layers over calibration images.
 

@@ -2,9 +2,11 @@
 
     python scripts/bench/quantize.py [--json] [--model vit_small_patch16_224] [--image-size 224] [--batches 1,16]
         [--compile] [--rounds 7] [--runs 3] [--threads 1]
+    python scripts/bench/quantize.py --run RUN_DIR [--data-root DIR] [--json]
 
 All models are in one process; in each round each has its turn, in an order that rotates. Figures are medians over
 the rounds of the ratio to fp32 in the same round (below 1: faster). Sizes are those of the state dicts.
+With `--run`, instead: accuracy on the test images of a finished run, whose model is quantised in each way.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import copy
 import functools
 import json
+from pathlib import Path
 from typing import Any
 
 import effvit_train  # noqa: F401  isort: skip
@@ -26,6 +29,15 @@ from effvit_train.models.surgery import apply
 from effvit_train.stopwatch import race, ratio
 
 REFERENCE = "fp32"
+_SETTINGS: dict[str, dict[str, Any] | None] = {
+    REFERENCE: None,
+    "int8, dynamic": {},
+    "int8, dynamic, one scale a layer": {"per_channel": False},
+    "int8, static": {"mode": "static"},
+    "int8, static, 99.99 % kept": {"mode": "static", "percentile": 99.99},
+    "int8, weight_only": {"mode": "weight_only"},
+    "bf16": {"dtype": "bf16"},
+}
 
 
 def main() -> None:
@@ -39,8 +51,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--runs", type=int, default=3, help="timed runs of a turn")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--run", help="a finished run whose accuracy is measured instead")
+    parser.add_argument("--data-root", help="where its data are now, if they have moved")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.run:
+        _accuracies(options)
+        return
     models = _models(options.model, options.image_size)
     sizes = {name: _bytes(model) / _bytes(models[REFERENCE]) for name, model in models.items()}
     runners: dict[str, Any] = dict(models)
@@ -66,10 +83,36 @@ def main() -> None:
         )
 
 
+def _accuracies(options: argparse.Namespace) -> None:
+    from effvit_train.compress.quantize.config import QuantizeConfig
+    from effvit_train.compress.quantize.decide import Decide
+    from effvit_train.finished import open_finished
+    from effvit_train.predictions import predict
+
+    overrides = [f"dataset.root={options.data_root}"] if options.data_root else []
+    rows = []
+    for name, settings in _SETTINGS.items():
+        run = open_finished(Path(options.run), lambda line: None, overrides=overrides)
+        module = run.module()
+        if settings is not None:
+            decided = Decide(QuantizeConfig(**settings), fake=False)(module, run.data, 0)
+            module.cut(decided.operations, decided.entry)
+        logits, labels, _ = predict(module.model.eval(), module.normalise, run.data.eval_dataloader("test"))
+        right = float((logits.argmax(1) == labels).double().mean())
+        rows.append({"model": name, "accuracy": right, "images": len(labels), "bytes": _bytes(module.model)})
+        if not options.json:
+            size = rows[-1]["bytes"] / rows[0]["bytes"]
+            print(
+                f"{name:32} accuracy {right:.4f} of {len(labels)} images  size {size:.3f} of fp32", flush=True
+            )
+    if options.json:
+        print(json.dumps({"rows": rows}))
+
+
 def _models(name: str, size: int) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     dense = timm.create_model(name, img_size=size).eval()
-    layers = linear_layers(dense, head=False)
+    layers = linear_layers(dense, torch.zeros(1, 3, size, size)).called
     found = {REFERENCE: dense}
     for mode in MODES:
         scales: dict[str, Any] = dict.fromkeys(layers)

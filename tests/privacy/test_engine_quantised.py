@@ -21,7 +21,7 @@ def test_each_images_gradient_is_its_own(mode):
     for block in model.blocks:
         block.attn.fused_attn = False
     images, labels = torch.randn(4, 1, 16, 16), torch.tensor([0, 1, 2, 0])
-    names = linear_layers(model, head=False)
+    names = linear_layers(model, images).called
     scales = (
         input_ranges(model, names, [images / 2], percentile=100) if mode == "static" else dict.fromkeys(names)
     )

@@ -13,6 +13,7 @@ from effvit_train.moment import Moment
 from effvit_train.parts import (
     FREEZES_WEIGHTS,
     READS_TRAINING_DATA,
+    ROUNDED_WEIGHTS,
     Attachment,
     Context,
     Part,
@@ -94,9 +95,11 @@ def attach(config: Config, context: Context) -> Attachment:
     """Plan the change; refuses what cannot be factored, or not so far, before anything begins."""
     from effvit_train.compress.lowrank.checks import check_optimizer
     from effvit_train.compress.lowrank.plan import check, decide
+    from effvit_train.models.quantised import refuse_cutting
 
     lowrank: LowRankConfig = config.compress[NAME]
     moment = _moment(config)
+    refuse_cutting(context.model, "compress", NAME)
     check(lowrank, context.record)
     if not moment.at_end:
         check_optimizer(config.recipe)
@@ -105,4 +108,5 @@ def attach(config: Config, context: Context) -> Attachment:
         model = module.shipped if moment.at_end else module.model
         return decide(lowrank, model, module, data, epoch, context.say)
 
-    return Attachment(changes=[PlannedChange(NAME, f"{KEY}.start", moment, decide_now)])
+    after = {ROUNDED_WEIGHTS: "layers that round their weights cannot be factored"}
+    return Attachment(changes=[PlannedChange(NAME, f"{KEY}.start", moment, decide_now, refuses=after)])
