@@ -180,7 +180,7 @@ def test_what_is_refused_leaves_nothing_behind(arguments, words, tmp_path, monke
     assert not (tmp_path / "run" / "card.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_factor_alike_and_train_on(tmp_path, train_py, monkeypatch):
     arguments = (*QUICK, "recipe.ema=0.9")
     done = train_py(

@@ -113,7 +113,7 @@ def test_the_best_checkpoint_is_of_the_final_architecture(tmp_path, monkeypatch)
     assert best["architecture"]["cuts"] == cuts(run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_cut_alike_and_train_on(tmp_path, train_py, monkeypatch):
     arguments = (*QUICK, "recipe.ema=0.9", "compress.prune.importance=taylor")
     done = train_py(

@@ -245,7 +245,7 @@ def test_weights_come_from_a_plain_run_and_go_to_one(tmp_path, monkeypatch):
     assert (len(found["rows"]), found["schedule"]) == (3, None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_show_the_same_and_are_measured_on_all_test_images(tmp_path, train_py, monkeypatch):
     arguments = [*QUICK, "trainer.max_epochs=1"]
     done = train_py(

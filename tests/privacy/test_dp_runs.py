@@ -426,7 +426,7 @@ def test_engines_train_alike(tmp_path, monkeypatch):
         assert farthest(tmp_path / engine, tmp_path / ENGINES[0]) < 2e-4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_are_one(tmp_path, train_py, monkeypatch):
     """The same draw, dealt out; each image clipped by its process, noise added once to the sum over both."""
     arguments = (*QUICK, "privacy.noise_multiplier=1", same_secret(tmp_path))
