@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -177,51 +178,65 @@ def _time(model: nn.Module, images: torch.Tensor) -> float:
 
 # --- the picture -------------------------------------------------------------------------------
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 900, 520, 60, 20, 45
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 900, 560, 60, 270, 20, 45
+RANGE = 9.0  # points below the best that the picture shows
 
 
 def picture(table: Mapping[str, Mapping[str, Any]]) -> str:
-    """Accuracy against MACs: all arms, and the line of those that no other one beats on both."""
+    """Accuracy against MACs: numbered arms, and the line of those that no other one beats on both."""
     points = {arm: (row["macs"], 100 * row["accuracy"]) for arm, row in table.items()}
-    low = min(y for _, y in points.values())
-    bottom, top = int(low) - 1, int(max(y for _, y in points.values())) + 1
+    order = sorted(points, key=lambda arm: -points[arm][1])
+    top = math.ceil(points[order[0]][1] + 0.2)
+    bottom = top - math.ceil(RANGE)
     right = max(x for x, _ in points.values()) * 1.05
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return (LEFT + x / right * (WIDTH - LEFT - 160),
-                HEIGHT - BOTTOM - (y - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM))  # fmt: skip
+        return (
+            LEFT + x / right * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - (y - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM),
+        )
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-             f'font-size="12"><rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>']  # fmt: skip
-    for y in range(bottom, top + 1, max(1, (top - bottom) // 10)):
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+        f'font-size="12"><rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
+    ]
+    for y in range(bottom, top + 1):
         _, v = at(0, y)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 160}" y1="{v:.1f}" y2="{v:.1f}" stroke="#ddd"/>'
-                     f'<text x="{LEFT - 6}" y="{v + 4:.1f}" text-anchor="end">{y} %</text>')  # fmt: skip
+        parts.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{v:.1f}" y2="{v:.1f}" stroke="#ddd"/>'
+            f'<text x="{LEFT - 6}" y="{v + 4:.1f}" text-anchor="end">{y} %</text>'
+        )
     for tenth in range(0, int(right * 10) + 1, 2):
         u, _ = at(tenth / 10, bottom)
         parts.append(
             f'<text x="{u:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tenth / 10:.1f}</text>'
         )
-    parts.append(f'<text x="{(WIDTH - 160 + LEFT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
-                 "multiply-accumulates, share of dense</text>")  # fmt: skip
+    parts.append(
+        f'<text x="{(WIDTH - RIGHT + LEFT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
+        "multiply-accumulates, share of dense</text>"
+    )
     best = front(points)
     path = " ".join(f"{u:.1f},{v:.1f}" for u, v in (at(*points[arm]) for arm in best))
     parts.append(f'<polyline points="{path}" fill="none" stroke="#1661a8" stroke-width="1.5"/>')
-    labels: list[float] = []
-    for arm in sorted(points, key=lambda arm: -points[arm][1]):
-        u, v = at(*points[arm])
-        taught, on = arm.endswith("+distill"), arm in best
-        parts.append(f'<circle cx="{u:.1f}" cy="{v:.1f}" r="4" fill="{"#1661a8" if taught else "white"}" '
-                     f'stroke="#1661a8"><title>{arm}: {points[arm][1]:.2f} % at {points[arm][0]:.2f}</title>'
-                     "</circle>")  # fmt: skip
-        if on or arm == "dense":
-            y = v + 4
-            while any(abs(y - other) < 13 for other in labels):
-                y += 13
-            labels.append(y)
-            parts.append(f'<text x="{u + 8:.1f}" y="{y:.1f}">{arm}</text>')
-    parts.append(f'<text x="{WIDTH - 150}" y="40">○ fine-tuned</text><text x="{WIDTH - 150}" y="58" fill="#1661a8">● '
-                 "and distilled</text></svg>")  # fmt: skip
+    placed: list[tuple[float, float]] = []
+    for number, arm in enumerate(order, 1):
+        x, y = points[arm]
+        name = f"{arm.replace('--', ' + ').replace('+distill', ', distilled')} {y:.1f}"
+        weight = ' font-weight="bold"' if arm in best else ""
+        shown = y >= bottom
+        mark = str(number) if shown else "↓"
+        parts.append(f'<text x="{WIDTH - RIGHT + 25}" y="{TOP + 16 * number}"{weight}>{mark} {name}</text>')
+        if not shown:
+            continue
+        u, v = at(x, y)
+        fill = "#1661a8" if arm.endswith("+distill") else "white"
+        parts.append(f'<circle cx="{u:.1f}" cy="{v:.1f}" r="4" fill="{fill}" stroke="#1661a8"/>')
+        place = (u + 7, v + 4)
+        while any(abs(place[0] - a) < 16 and abs(place[1] - b) < 11 for a, b in placed):
+            place = (place[0] + 16, place[1])
+        placed.append(place)
+        parts.append(f'<text x="{place[0]:.1f}" y="{place[1]:.1f}" font-size="10"{weight}>{number}</text>')
+    parts.append("</svg>")
     return "\n".join(parts) + "\n"
 
 
