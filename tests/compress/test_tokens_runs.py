@@ -156,3 +156,14 @@ def test_cost_is_that_of_the_merged_model(monkeypatch, capsys):
     ]
     cli.main(arguments[:-2])
     assert seen[1].cuts == []
+
+
+def test_where_no_target_is_named_a_shallow_model_merges_what_it_can(tmp_path, monkeypatch, capsys):
+    run_in(tmp_path, monkeypatch, *QUICK, "model.args.depth=1", "compress=merge_tokens", "run_dir=run")
+    (change,) = cuts(tmp_path / "run")
+    assert change["r"]["blocks.0"] == 8  # half of 16 patches
+    assert exit_code(
+        tmp_path, monkeypatch, *QUICK, "model.args.depth=1", "compress=merge_tokens", f"{MERGE}.target.macs=0.5",
+        "run_dir=no",
+    ) == 2  # fmt: skip
+    assert "which is the most" in capsys.readouterr().err

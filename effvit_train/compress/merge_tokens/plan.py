@@ -78,6 +78,8 @@ def _solved(settings: MergeTokensConfig, reduced: Reduced) -> list[int]:
 
     low, high = 0, blocks * reduced.patches
     least = share(high)
+    if least > settings.macs and settings.target.macs is None:
+        return spread(high, blocks, settings.schedule)  # nobody asked for that much: as many as can be
     if least > settings.macs:
         raise UserError(
             f"cannot be met by merging: half of the tokens in every block, which is the most, leaves {least:.3f}",
