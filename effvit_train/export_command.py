@@ -267,14 +267,10 @@ def _calibration(run: Finished) -> Iterator[Images]:
 
 def _prepared(run: Finished, split: str, most: int) -> Iterator[Any]:
     """Prepared images (B, C, H, W) and labels (B,) of a split: all, or `most` that lie evenly in it."""
-    import numpy as np
-
     from effvit_train.predictions import normaliser
 
-    ids = run.data.indices(split)
     normalise = normaliser(run.record)
-    places = np.linspace(0, len(ids) - 1, min(most, len(ids))).round().astype(int)
-    for batch in run.data.loader_of(ids[places]):
+    for batch in run.data.loader_of(run.data.evenly(split, most)):
         yield normalise(batch.images).numpy(), batch.labels.numpy()
 
 

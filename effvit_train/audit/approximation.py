@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_map
 
 from effvit_train.audit.low_rank import ENERGIES, attention_ranks, weight_ranks
 from effvit_train.audit.matrices import NOT_FINITE, all_finite
-from effvit_train.audit.where import evaluating
 from effvit_train.card import Measured
 from effvit_train.errors import first_line
+from effvit_train.models.mode import evaluating
 from effvit_train.taps import Taps
 
 ATTENTION = "approximation/attention_error"

@@ -20,7 +20,8 @@ from effvit_train.audit.matrices import (
     spectrum,
     weight_matrices,
 )
-from effvit_train.audit.where import Where, evaluating
+from effvit_train.audit.where import Where
+from effvit_train.models.mode import evaluating
 
 ENERGIES = (0.9, 0.99)
 _MAX_ENTRIES = 2**24  # of the matrices of one layer: 128 MB

@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from effvit_train.audit.operations import PRODUCTS, OperationCounter, attention_work
-from effvit_train.audit.where import Where, evaluating
+from effvit_train.audit.where import Where
+from effvit_train.models.mode import evaluating
 
 KINDS = (
     "attention_products", "attention_projections", "mlp", "embedding", "head", "spectral_mixing", "other",

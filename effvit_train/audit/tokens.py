@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from effvit_train.audit.transparency.attention import token_grid
-from effvit_train.audit.where import evaluating
+from effvit_train.models.mode import evaluating
 from effvit_train.models.tokens.blocks import TokenBlock
 from effvit_train.models.tokens.change import DROP, MERGE, blocks_of, reduced
 from effvit_train.models.tokens.steps import Tokens, sources

@@ -1,27 +1,12 @@
-"""Looking at a forward pass without leaving a trace: evaluation mode, and which submodule runs at present."""
+"""Looking at a forward pass without leaving a trace: which submodule runs at present."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
-
-
-@contextmanager
-def evaluating(*models: nn.Module, gradients: bool = False) -> Iterator[None]:
-    """Evaluation mode, without gradients unless they are asked for; afterwards each submodule is in its own mode."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        with nullcontext() if gradients else torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class Where:

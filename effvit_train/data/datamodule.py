@@ -141,6 +141,16 @@ class DataModule(pl.LightningDataModule):
         order = draws.permutation(stream_key("order", self._seed, epoch), self.indices("train"))
         return [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
 
+    def first_train_batches(self, epoch: int, count: int) -> list[Ints]:
+        """The first `count` sample ids of an epoch, in batches."""
+        chosen: list[Ints] = []
+        for ids in self.train_batches(epoch):
+            left = count - sum(map(len, chosen))
+            if left <= 0:
+                break
+            chosen.append(ids[:left])
+        return chosen
+
     def augmented_loader(self, batches: list[Ints], epoch: int) -> DataLoader:
         """These samples as the training sees them in this epoch."""
         prepared = self._prepared
@@ -187,6 +197,11 @@ class DataModule(pl.LightningDataModule):
     def indices(self, split: str) -> Ints:
         """Sample ids of a split, ascending: the order of its evaluation."""
         return np.flatnonzero(self._prepared.split == SPLITS.index(split))
+
+    def evenly(self, split: str, most: int) -> Ints:
+        """Sample ids of a split: all, or `most` that lie evenly in it (folders come class by class)."""
+        ids = self.indices(split)
+        return ids[np.linspace(0, len(ids) - 1, min(most, len(ids))).round().astype(int)]
 
     def groups(self, split: str, names: Sequence[str] | None = None) -> dict[str, list[str]]:
         """Group column -> value of each sample, in the order of `indices(split)`.

@@ -10,6 +10,8 @@ from effvit_train.models.attention import forms
 
 STEMS = ("scattering",)
 TUNED = ("all", "head", "bias", "lora")  # `recipe.tune`
+# Kinds of linear layers that techniques work on; the first five by default.
+LINEARS = ("qkv", "proj", "fc1", "fc2", "other", "patch_embed", "head")
 POOLS = ("token", "avg", "map", "flat")
 
 

@@ -42,8 +42,7 @@ class Factor(Change):
             new.up.bias = layer.bias
         if optimizer is not None:
             _swap(optimizer, _weights(layer), _weights(new))
-        parent, _, own = self.layer.rpartition(".")
-        model.get_submodule(parent)._modules[own] = new.train(layer.training)
+        model.set_submodule(self.layer, new.train(layer.training))
 
     @torch.no_grad()
     def factored(self, layer: Any) -> FactoredLinear:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from effvit_train.errors import UserError
+from effvit_train.models.config import LINEARS
 from effvit_train.models.few_bits import (
     BF16,
     INT8,
@@ -22,17 +23,11 @@ from effvit_train.models.few_bits import (
     rounded,
     weight_scales,
 )
+from effvit_train.models.linears import kinds_of_layers
+from effvit_train.models.mode import evaluating
 from effvit_train.models.surgery import Change
 
 QUANTISED, FAKE = "quantize", "fake_quantize"  # kinds of entries in an architecture record
-_KIND_OF = {
-    **dict.fromkeys(("qkv", "q", "k", "v", "kv", "qk", "q_proj", "k_proj", "v_proj"), "qkv"),
-    **dict.fromkeys(("proj", "out_proj"), "proj"),
-    **dict.fromkeys(("fc1", "fc1_g", "fc1_x", "w12"), "fc1"),
-    **dict.fromkeys(("fc2", "w3"), "fc2"),
-}
-DEFAULT_KINDS = ("qkv", "proj", "fc1", "fc2", "other")
-KINDS = (*DEFAULT_KINDS, "patch_embed", "head")
 
 
 @dataclass(frozen=True)
@@ -68,8 +63,7 @@ class Replace(Change):
                 new = FakeQuantLinear(layer, mode=self.mode, per_channel=self.per_channel, input_scale=scale)
             else:
                 new = Int8Linear.of(layer, mode=self.mode, per_channel=self.per_channel, input_scale=scale)
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, new.train(layer.training))
+            model.set_submodule(name, new.train(layer.training))
 
     def entry(self) -> dict[str, Any]:
         """Of the architecture record."""
@@ -112,16 +106,15 @@ class Linears:
     read: list[str]
 
 
-@torch.no_grad()
-def linear_layers(model: nn.Module, example: Tensor, kinds: Collection[str] = DEFAULT_KINDS) -> Linears:
+def linear_layers(model: nn.Module, example: Tensor, kinds: Collection[str] = LINEARS[:5]) -> Linears:
     """The linear layers of a model, in its order.
 
     Args:
         model: is run once, in evaluation mode; may be on the meta device.
         example: images (B, C, H, W).
-        kinds: of `KINDS`.
+        kinds: of `models.config.LINEARS`.
     """
-    kind_of = _kinds(model)
+    kind_of = kinds_of_layers(model, [name for name, module in model.named_modules() if can_be(module)])
     wanted = [name for name, kind in kind_of.items() if kind in kinds]
     called: set[str] = set()
 
@@ -129,36 +122,13 @@ def linear_layers(model: nn.Module, example: Tensor, kinds: Collection[str] = DE
         return lambda module, args: called.add(name)
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(note(name)) for name in wanted]
-    training = model.training
     try:
-        model.eval()(example)
+        with evaluating(model):
+            model(example)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return Linears([n for n in wanted if n in called], [n for n in wanted if n not in called])
-
-
-def _kinds(model: nn.Module) -> dict[str, str]:
-    """Name -> kind of every layer that can be given fewer bits."""
-    found = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-    heads = found if isinstance(found, tuple) else (found,)
-    inside = {id(part) for one in heads if isinstance(one, nn.Module) for part in one.modules()}
-    kinds = {}
-    for name, module in model.named_modules():
-        if not can_be(module):
-            continue
-        parts = name.split(".")
-        own = (
-            parts[-2] if parts[-1] in ("down", "up") and len(parts) > 1 else parts[-1]
-        )  # of a factored layer
-        if id(module) in inside or parts[0].startswith("head"):
-            kinds[name] = "head"
-        elif parts[0] in ("patch_embed", "stem"):
-            kinds[name] = "patch_embed"
-        else:
-            kinds[name] = _KIND_OF.get(own, "other")
-    return kinds
 
 
 def is_quantised(model: nn.Module) -> bool:

@@ -240,7 +240,6 @@ def _fold(layer: nn.Module, operation: Fold) -> None:
 
 
 def _drop(model: nn.Module, block: str, optimizer: torch.optim.Optimizer | None) -> None:
-    parent, _, name = block.rpartition(".")
     module = model.get_submodule(block)
     if optimizer is not None:
         gone = {id(parameter) for parameter in module.parameters()}
@@ -250,7 +249,7 @@ def _drop(model: nn.Module, block: str, optimizer: torch.optim.Optimizer | None)
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
         # an optimizer that is built for what is left has no empty groups either
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-    model.get_submodule(parent)._modules[name] = nn.Identity()
+    model.set_submodule(block, nn.Identity())
 
 
 def _attend(module: Any, operation: Attend) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from effvit_train.errors import UserError
 from effvit_train.models.config import TUNED
+from effvit_train.models.linears import classifiers
 
 ALL, HEAD, BIAS, LORA = TUNED
 
@@ -77,9 +78,8 @@ def tune(model: nn.Module, what: str, *, rank: int, example: Tensor) -> None:
 
 
 def _classifiers(model: nn.Module) -> list[nn.Module]:
-    found = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-    wanted = found if isinstance(found, tuple) else (found,)
-    heads = [head for head in wanted if isinstance(head, nn.Module) and list(head.parameters())]
+    wanted = classifiers(model)
+    heads = [head for head in wanted if head is not None and list(head.parameters())]
     if len(heads) < len(wanted):
         raise UserError(
             f"{type(model).__name__} does not say which of its layers is the classifier", key="recipe.tune",
@@ -103,7 +103,7 @@ def _add_low_ranks(model: nn.Module, heads: list[nn.Module], rank: int) -> None:
             value=rank, remedy="a smaller rank, or recipe.tune=all",
         )  # fmt: skip
     for name, module in wide:
-        _replace(model, name, LowRank(module, rank))
+        model.set_submodule(name, LowRank(module, rank))
 
 
 @torch.no_grad()
@@ -124,9 +124,4 @@ def merge(model: nn.Module) -> None:
     """Add what low-rank layers have learnt to the layers that they stand beside: the model is as it was built."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LowRank):
-            _replace(model, name, module.merged())
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent) if parent else model, own, module)
+            model.set_submodule(name, module.merged())

@@ -10,13 +10,14 @@ rounds of time / exact time of the same round, with the least and the most. Weig
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
-import time
 from typing import Any
 
 import effvit_train  # noqa: F401  isort: skip
 import torch
+from turns import ratios, take_turns
 
 from effvit_train.audit.operations import count_operations
 from effvit_train.models.attention.kinds import EXACT, KINDS
@@ -63,23 +64,15 @@ def at(name: str, size: int, kinds: list[str], batch: int, rounds: int) -> list[
     models = {kind: build(name, size, kind) for kind in kinds}
     macs = {kind: count_operations(model, (3, size, size)).macs for kind, model in models.items()}
     images = torch.randn(batch, 3, size, size)
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
     with torch.inference_mode():
-        for model in models.values():
-            model(images)
-        for turn in range(rounds):
-            order = kinds[turn % len(kinds) :] + kinds[: turn % len(kinds)]
-            for kind in order:
-                start = time.perf_counter()
-                models[kind](images)
-                times[kind].append(time.perf_counter() - start)
+        times = take_turns({kind: functools.partial(model, images) for kind, model in models.items()}, rounds)
     rows = []
     for kind in kinds:
-        ratios = [own / base for own, base in zip(times[kind], times[kinds[0]], strict=True)]
+        found = ratios(times, kind, kinds[0], clock="wall")
         rows.append(
             {
-                "size": size, "kind": kind, "ms": 1e3 * statistics.median(times[kind]),
-                "time": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
+                "size": size, "kind": kind, "ms": 1e3 * statistics.median(t.wall for t in times[kind]),
+                "time": statistics.median(found), "least": min(found), "most": max(found),
                 "macs": macs[kind], "macs_ratio": macs[kind] / macs[kinds[0]],
             }
         )  # fmt: skip

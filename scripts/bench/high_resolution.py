@@ -23,11 +23,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from common import build_run  # isort: skip  # before torchvision, as `effvit_tr
 import torch
 from hydra.errors import HydraException
 from torch import nn
+from turns import ratios, take_turns
 
 from effvit_train.audit.fresh import ask
 from effvit_train.audit.growth import fit_exponent, meta_model, point
@@ -188,25 +189,17 @@ def memory(record: ArchitectureRecord, weight_bytes: int) -> dict[str, Any]:
 def timed(models: Mapping[str, nn.Module], size: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Seconds of each model for one image: all take turns, each round begins with another one."""
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    wall: dict[str, list[float]] = {arm: [] for arm in models}
-    cpu: dict[str, list[float]] = {arm: [] for arm in models}
-    names = list(models)
     with torch.inference_mode():
-        for model in models.values():
-            model(image)  # the first one loads kernels
-        for turn in range(rounds):
-            first = turn % max(len(names), 1)
-            for arm in names[first:] + names[:first]:
-                start = time.perf_counter(), time.process_time()
-                models[arm](image)
-                wall[arm].append(time.perf_counter() - start[0])
-                cpu[arm].append(time.process_time() - start[1])
+        times = take_turns({arm: functools.partial(model, image) for arm, model in models.items()}, rounds)
     found: dict[str, dict[str, Any]] = {}
-    for arm in names:
-        found[arm] = {"seconds": statistics.median(wall[arm]), "cpu_seconds": statistics.median(cpu[arm])}
-        if EXACT in cpu:
-            ratios = [own / exact for own, exact in zip(cpu[arm], cpu[EXACT], strict=True)]
-            found[arm] |= {"ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
+    for arm in models:
+        found[arm] = {
+            "seconds": statistics.median(t.wall for t in times[arm]),
+            "cpu_seconds": statistics.median(t.cpu for t in times[arm]),
+        }
+        if EXACT in models:
+            each = ratios(times, arm, EXACT)
+            found[arm] |= {"ratio": statistics.median(each), "ratio_range": [min(each), max(each)]}
     return found
 
 

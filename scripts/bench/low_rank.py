@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
-import math
 import statistics
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import effvit_train  # noqa: F401  isort: skip
-import numpy as np
 import torch
 from torch import nn
+from turns import ratios, take_turns
 
 from effvit_train.compress.lowrank import LowRankConfig, TargetConfig
 from effvit_train.compress.lowrank.plan import decide
@@ -88,34 +87,20 @@ def _models(targets: list[float]) -> dict[str, tuple[nn.Module, float]]:
 
 def _timed(models: dict[str, tuple[nn.Module, float]], batch: int, rounds: int) -> list[dict[str, Any]]:
     images = torch.randn(batch, 3, SIZE, SIZE)
-    names, repeats = list(models), {}
-    for name, (model, _) in models.items():
-        _seconds(model, images, 1)
-        repeats[name] = math.ceil(MIN_SECONDS / _seconds(model, images, 1))
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            times[name].append(_seconds(models[name][0], images, repeats[name]))
+    with torch.inference_mode():
+        runs = {name: functools.partial(model, images) for name, (model, _) in models.items()}
+        times = take_turns(runs, rounds, least=MIN_SECONDS)
     rows = []
-    for name in names[1:]:
-        ratios = [own / dense for own, dense in zip(times[name], times["dense"], strict=True)]
+    for name in list(models)[1:]:
+        found = ratios(times, name, "dense")
         rows.append(
             {
-                "variant": name, "batch": batch, "macs": models[name][1], "time": statistics.median(ratios),
-                "min": min(ratios), "max": max(ratios), "ms": 1e3 * statistics.median(times[name]),
-                "dense_ms": 1e3 * statistics.median(times["dense"]),
+                "variant": name, "batch": batch, "macs": models[name][1], "time": statistics.median(found),
+                "min": min(found), "max": max(found), "ms": 1e3 * statistics.median(t.cpu for t in times[name]),
+                "dense_ms": 1e3 * statistics.median(t.cpu for t in times["dense"]),
             }
         )  # fmt: skip
     return rows
-
-
-def _seconds(model: nn.Module, images: torch.Tensor, repeats: int) -> float:
-    with torch.inference_mode():
-        start = time.process_time()
-        for _ in range(repeats):
-            model(images)
-        return (time.process_time() - start) / repeats
 
 
 def _accuracies(run: Finished, images: int, calibration: int) -> list[dict[str, Any]]:
@@ -158,8 +143,7 @@ def _accuracies(run: Finished, images: int, calibration: int) -> list[dict[str, 
 
 
 def _accuracy(run: Finished, model: nn.Module, count: int) -> float:
-    ids = run.data.indices("test")
-    chosen = ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)]
+    chosen = run.data.evenly("test", count)
     module, right = run.module(), 0
     with torch.inference_mode():
         for batch in run.data.loader_of(chosen):

@@ -17,10 +17,10 @@ Runs that are there are not repeated and those that were stopped go on.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import statistics
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import arms as experiment
 
 from common import build_run  # noqa: F401  isort: skip  # before torchvision, as `effvit_train` itself
 import torch
-from torch import nn
+from turns import ratios, take_turns
 
 from effvit_train.models.factory import load_model
 from effvit_train.models.record import ArchitectureRecord
@@ -61,7 +61,8 @@ TECHNIQUES: dict[str, tuple[str | None, tuple[str, ...]]] = {
 PAIRS = ("prune--merge", "prune--int8", "merge--int8", "lowrank--merge", "prune--lowrank")
 ARMS = tuple(f"{name}{more}" for name in (*TECHNIQUES, *PAIRS) for more in ("", "+distill"))
 BATCHES = (1, 64)
-ROUNDS = 41
+ROUNDS = 40
+LEAST = 0.02  # seconds of one timing
 
 
 def main() -> None:
@@ -155,25 +156,13 @@ def _times(runs: Mapping[str, Path]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {arm: {} for arm in runs}
     for batch in BATCHES:
         images = torch.rand(batch, *shape)
-        ratios: dict[str, list[float]] = {arm: [] for arm in runs}
-        order = list(runs)
-        for number in range(ROUNDS):
-            seconds = {arm: _time(models[arm], images) for arm in order}
-            order = order[1:] + order[:1]
-            if number:  # the first round warms up
-                for arm in runs:
-                    ratios[arm].append(seconds[arm] / seconds["dense"])
+        with torch.inference_mode():
+            times = take_turns(
+                {arm: functools.partial(model, images) for arm, model in models.items()}, ROUNDS, least=LEAST
+            )
         for arm in runs:
-            found[arm][f"time@{batch}"] = statistics.median(ratios[arm])
+            found[arm][f"time@{batch}"] = statistics.median(ratios(times, arm, "dense"))
     return found
-
-
-@torch.inference_mode()
-def _time(model: nn.Module, images: torch.Tensor) -> float:
-    start = time.process_time()
-    for _ in range(max(1, 16 // len(images))):
-        model(images)
-    return time.process_time() - start
 
 
 # --- the picture -------------------------------------------------------------------------------

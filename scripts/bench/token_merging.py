@@ -10,13 +10,14 @@ training (forward and backward, attention as training chooses it) instead.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
-import time
 
 import effvit_train  # noqa: F401  isort: skip
 import torch
 from torch import nn
+from turns import ratios, take_turns
 
 from effvit_train.audit.operations import count_operations
 from effvit_train.compress.drop_tokens.config import DropTokensConfig
@@ -81,27 +82,17 @@ def _measure(
     models: dict[str, nn.Module], macs: dict[str, float], batch: int, rounds: int, *, train: bool
 ) -> list[dict[str, object]]:
     images = torch.randn(batch, 3, SIZE, SIZE)
-    names, repeats = list(models), {}
-    for name, model in models.items():
-        _seconds(model, images, 1, train)
-        repeats[name] = max(1, round(MIN_SECONDS / _seconds(model, images, 1, train)[1]))
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            times[name].append(_seconds(models[name], images, repeats[name], train))
+    runs = {name: functools.partial(_step, model, images, train) for name, model in models.items()}
+    times = take_turns(runs, rounds, least=MIN_SECONDS)
     rows = []
-    for name in names[1:]:
-        ratios = {
-            clock: [own[k] / dense[k] for own, dense in zip(times[name], times["dense"], strict=True)]
-            for k, clock in enumerate(("cpu", "wall"))
-        }
+    for name in macs:
+        found = {clock: ratios(times, name, "dense", clock=clock) for clock in ("cpu", "wall")}
         row = {
             "variant": name, "batch": batch, "macs": round(macs[name], 4),
-            **{f"{clock}_ratio": round(statistics.median(found), 4) for clock, found in ratios.items()},
-            "cpu_spread": [round(min(ratios["cpu"]), 4), round(max(ratios["cpu"]), 4)],
-            "cpu_ms": round(1e3 * statistics.median(t[0] for t in times[name]), 2),
-            "dense_cpu_ms": round(1e3 * statistics.median(t[0] for t in times["dense"]), 2),
+            **{f"{clock}_ratio": round(statistics.median(each), 4) for clock, each in found.items()},
+            "cpu_spread": [round(min(found["cpu"]), 4), round(max(found["cpu"]), 4)],
+            "cpu_ms": round(1e3 * statistics.median(t.cpu for t in times[name]), 2),
+            "dense_cpu_ms": round(1e3 * statistics.median(t.cpu for t in times["dense"]), 2),
         }  # fmt: skip
         print(
             f"batch {batch:3}  {name:14} MACs {row['macs']:.3f}  time {row['cpu_ratio']:.3f} (cpu), "
@@ -112,16 +103,12 @@ def _measure(
     return rows
 
 
-def _seconds(model: nn.Module, images: torch.Tensor, repeats: int, train: bool) -> tuple[float, float]:
-    """CPU and wall seconds of one pass."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    for _ in range(repeats):
-        if train:
-            model(images).square().sum().backward()
-        else:
-            with torch.inference_mode():
-                model(images)
-    return (time.process_time() - cpu) / repeats, (time.perf_counter() - wall) / repeats
+def _step(model: nn.Module, images: torch.Tensor, train: bool) -> None:
+    if train:
+        model(images).square().sum().backward()
+    else:
+        with torch.inference_mode():
+            model(images)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from effvit_train.audit.transparency import faithfulness, maps
 from effvit_train.audit.transparency.attention import token_grid
-from effvit_train.audit.where import evaluating
 from effvit_train.card import Measured
+from effvit_train.models.mode import evaluating
 from effvit_train.proportions import Z95
 
 KEYS = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from effvit_train.compress._tokens import Reduced, costs, told
 from effvit_train.compress.drop_tokens.config import DropTokensConfig
 from effvit_train.errors import UserError
@@ -12,11 +10,6 @@ from effvit_train.models.tokens.change import DROP, Drop
 from effvit_train.parts import Decided
 
 _KEY = "compress.drop_tokens"
-
-
-def decide(settings: DropTokensConfig, module: Any, data: Any, epoch: int) -> Decided | None:
-    """See `parts.PlannedChange`."""
-    return plan(settings, module.record)
 
 
 def plan(settings: DropTokensConfig, record: ArchitectureRecord) -> Decided | None:

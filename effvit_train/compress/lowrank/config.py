@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from effvit_train.errors import UserError, at_least, kinds_of, one_of
+from effvit_train.models.config import LINEARS
 from effvit_train.moment import Moment
 
 KEY = "compress.lowrank"
-KINDS = ("qkv", "proj", "fc1", "fc2", "other", "patch_embed", "head")
 ACTIVATION = "activation"
 ENERGY = 0.9  # where nothing says how far to go
 
@@ -104,7 +104,7 @@ class LowRankConfig:
                 remedy=f"e.g. {KEY}.target.macs=0.5",
             )  # fmt: skip
         self.layers = kinds_of(
-            f"{KEY}.layers", self.layers, KINDS, what="factor", one="fc1", example="fc1,fc2"
+            f"{KEY}.layers", self.layers, LINEARS, what="factor", one="fc1", example="fc1,fc2"
         )
         one_of(f"{KEY}.weighting", self.weighting, ("none", ACTIVATION))
         at_least(f"{KEY}.search_images", self.search_images, 1)

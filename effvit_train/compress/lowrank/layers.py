@@ -16,17 +16,10 @@ from effvit_train.compress.lowrank.config import KEY
 from effvit_train.errors import UserError
 from effvit_train.models.factored import FactoredLinear, is_linear, shape_of
 from effvit_train.models.factory import build, count_parameters
+from effvit_train.models.linears import kinds_of_layers
 from effvit_train.models.low_rank import record_of, recorded
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.surgery import apply
-
-_KINDS = {
-    **dict.fromkeys(("qkv", "q", "k", "v", "kv", "qk", "q_proj", "k_proj", "v_proj"), "qkv"),
-    **dict.fromkeys(("proj", "out_proj"), "proj"),
-    **dict.fromkeys(("fc1", "fc1_g", "fc1_x", "w12"), "fc1"),
-    **dict.fromkeys(("fc2", "w3"), "fc2"),
-}
-_STEMS = ("patch_embed", "stem")
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ def find_layers(record: ArchitectureRecord, kinds: Collection[str]) -> Found:
     macs = count_operations(model, record.input_shape).macs
     for hook in hooks:
         hook.remove()
-    kind_of = _kinds(model, linear)
+    kind_of = kinds_of_layers(model, linear)
     layers = [
         Layer(
             name, kind_of[name], shape_of(module), positions[name],
@@ -144,22 +137,6 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
         and names[id(module)] == 1
         and all(owners[id(parameter)] == 1 for parameter in module.parameters())
     }
-
-
-def _kinds(model: nn.Module, linear: dict[str, nn.Module]) -> dict[str, str]:
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-    heads = classifier if isinstance(classifier, tuple) else (classifier,)
-    of_heads = {id(module) for head in heads if isinstance(head, nn.Module) for module in head.modules()}
-    found = {}
-    for name, module in linear.items():
-        first, own = name.partition(".")[0], name.rpartition(".")[2]
-        if id(module) in of_heads or first.startswith("head"):
-            found[name] = "head"
-        elif first in _STEMS:
-            found[name] = "patch_embed"
-        else:
-            found[name] = _KINDS.get(own, "other")
-    return found
 
 
 def _try(model: nn.Module, record: ArchitectureRecord, layers: Collection[Layer]) -> None:

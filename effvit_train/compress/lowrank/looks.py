@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,14 @@ from torch.nn import functional as F
 from effvit_train.compress.lowrank.config import KEY, LowRankConfig
 from effvit_train.compress.lowrank.decompose import Decomposition, Inputs
 from effvit_train.errors import UserError
+from effvit_train.models.mode import evaluating
 
 _TRIED = (0.25, 0.5, 0.75, 1.0)  # of the highest rank that a layer may get
 
 
 def calibration_images(config: LowRankConfig, module: Any, data: Any, epoch: int) -> Iterator[Tensor]:
     """The first training images of an epoch, as it shows them, normalised (B, C, H, W)."""
-    chosen, count = [], 0
-    for ids in data.train_batches(epoch):
-        if count >= config.calibration:
-            break
-        chosen.append(ids[: config.calibration - count])
-        count += len(chosen[-1])
-    for batch in data.augmented_loader(chosen, epoch):
+    for batch in data.augmented_loader(data.first_train_batches(epoch, config.calibration), epoch):
         yield module.augmented(data.transfer_batch_to_device(batch, module.device, 0), epoch)
 
 
@@ -36,17 +30,14 @@ def validation_images(config: LowRankConfig, module: Any, data: Any) -> list[Ten
     Raises:
         UserError: there are none.
     """
-    ids = data.indices("val")
-    if not len(ids):
+    if not len(data.indices("val")):
         raise UserError(
             "looks at validation images, and there are none", key=f"{KEY}.search", value=True,
             remedy=f"{KEY}.search=false",
         )  # fmt: skip
-    count = min(len(ids), config.search_images)
-    chosen = ids[np.linspace(0, len(ids) - 1, count).round().astype(int)]
     return [
         module.normalise(data.transfer_batch_to_device(batch, module.device, 0).images)
-        for batch in data.loader_of(chosen)
+        for batch in data.loader_of(data.evenly("val", config.search_images))
     ]
 
 
@@ -72,7 +63,7 @@ def inputs_of(
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(look(name)) for name in layers]
     try:
-        with _evaluated(model):
+        with evaluating(model):
             for batch in images:
                 model(batch)
                 seen += len(batch)
@@ -101,7 +92,7 @@ def sensitivities(
         name: sorted({own[max(0, round(share * len(own)) - 1)] for share in _TRIED})
         for name, own in ranks.items()
     }
-    with _evaluated(model):
+    with evaluating(model):
         answers = _answers(model, images)
         return {
             name: {
@@ -126,14 +117,12 @@ def _with(
     model: nn.Module, name: str, own: Decomposition, rank: int, images: Sequence[Tensor]
 ) -> list[Tensor]:
     """The answers with one layer factored."""
-    parent, _, last = name.rpartition(".")
-    holder = model.get_submodule(parent)
     layer = model.get_submodule(name)
     try:
-        holder._modules[last] = own.factor(name, rank).factored(layer)
+        model.set_submodule(name, own.factor(name, rank).factored(layer))
         return _answers(model, images)
     finally:
-        holder._modules[last] = layer
+        model.set_submodule(name, layer)
 
 
 def _answers(model: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> list[Tensor]:
@@ -145,13 +134,3 @@ def _divergence(whole: Sequence[Tensor], other: Sequence[Tensor]) -> float:
         float(F.kl_div(q, p, reduction="sum", log_target=True)) for p, q in zip(whole, other, strict=True)
     )
     return max(0.0, total / sum(map(len, whole)))
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

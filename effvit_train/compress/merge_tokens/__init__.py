@@ -5,13 +5,12 @@ This file declares the technique and needs no torch.
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
+from effvit_train.compress import _by_record
 from effvit_train.compress.merge_tokens.config import MergeTargetConfig, MergeTokensConfig
 from effvit_train.config import Config
-from effvit_train.moment import Moment
-from effvit_train.parts import TAKES_TOKENS, Attachment, Context, Part, PlannedChange
+from effvit_train.parts import TAKES_TOKENS, Attachment, Context, Part
 
 if TYPE_CHECKING:
     from effvit_train.models.record import ArchitectureRecord
@@ -32,18 +31,13 @@ PART = Part(
 
 def attach(config: Config, context: Context) -> Attachment:
     """Return the change at its moment; refuses a model or a target that cannot be, before anything begins."""
-    from effvit_train.compress.merge_tokens.plan import decide, plan
+    from effvit_train.compress.merge_tokens.plan import plan
 
-    settings: MergeTokensConfig = config.compress[NAME]
-    plan(settings, context.record)
-    key = f"compress.{NAME}.start"
-    start = Moment.read(settings.start, key=key, end=True)
-    return Attachment(changes=[PlannedChange(NAME, key, start, functools.partial(decide, settings))])
+    return _by_record.attachment(NAME, config.compress[NAME], context.record, plan)
 
 
 def entry_for(config: Config, record: ArchitectureRecord) -> dict[str, Any] | None:
-    """The change of a model, as its record would hold it; None where there is none. For what is never trained."""
+    """See `_by_record.entry`."""
     from effvit_train.compress.merge_tokens.plan import plan
 
-    decided = plan(config.compress[NAME], record)
-    return None if decided is None else decided.entry
+    return _by_record.entry(config.compress[NAME], record, plan)

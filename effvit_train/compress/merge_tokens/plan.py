@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from effvit_train.compress._tokens import ClosedForm, Reduced, costs, told
 from effvit_train.compress.merge_tokens.config import MergeTokensConfig
 from effvit_train.compress.merge_tokens.schedule import possible, spread
@@ -13,11 +11,6 @@ from effvit_train.models.tokens.change import MERGE, Merge
 from effvit_train.parts import Decided
 
 _KEY = "compress.merge_tokens"
-
-
-def decide(settings: MergeTokensConfig, module: Any, data: Any, epoch: int) -> Decided | None:
-    """See `parts.PlannedChange`."""
-    return plan(settings, module.record)
 
 
 def plan(settings: MergeTokensConfig, record: ArchitectureRecord) -> Decided | None:

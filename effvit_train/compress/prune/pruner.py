@@ -44,12 +44,7 @@ def batches(config: PruneConfig, module: Any, data: Any, epoch: int = 0) -> Batc
     """The calibration images: the first ones that an epoch shows, as it shows them."""
     if not config.reads_data:
         return None
-    chosen, count = [], 0
-    for ids in data.train_batches(epoch):
-        if count >= config.calibration:
-            break
-        chosen.append(ids[: config.calibration - count])
-        count += len(chosen[-1])
+    chosen = data.first_train_batches(epoch, config.calibration)
 
     def loaded() -> Any:
         for batch in data.augmented_loader(chosen, epoch):

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from effvit_train.errors import UserError, at_least, kinds_of, one_of
+from effvit_train.models.config import LINEARS
 
 KEY = "compress.quantize"
-KINDS = ("qkv", "proj", "fc1", "fc2", "other", "patch_embed", "head")
 
 
 @dataclass
@@ -50,7 +50,7 @@ class QuantizeConfig:
         one_of(f"{KEY}.dtype", self.dtype, ("int8", "bf16"))
         one_of(f"{KEY}.mode", self.mode, ("dynamic", "static", "weight_only"))
         self.layers = kinds_of(
-            f"{KEY}.layers", self.layers, KINDS, what="quantise", one="fc1", example="fc1,fc2"
+            f"{KEY}.layers", self.layers, LINEARS, what="quantise", one="fc1", example="fc1,fc2"
         )
         at_least(f"{KEY}.calibration", self.calibration, 1)
         if not 50 <= self.percentile <= 100:

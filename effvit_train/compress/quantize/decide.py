@@ -15,6 +15,7 @@ from effvit_train.compress.quantize.config import KEY, QuantizeConfig
 from effvit_train.errors import UserError, first_line
 from effvit_train.models.factory import build
 from effvit_train.models.few_bits import FakeQuantLinear
+from effvit_train.models.mode import evaluating
 from effvit_train.models.quantised import Linears, Replace, input_ranges, linear_layers, signal_to_noise
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.surgery import apply
@@ -90,13 +91,8 @@ class Decide:
         if len(trained) == len(names):
             return trained  # the ranges that the training was with
         images = (module.normalise(batch.images.to(module.device)) for batch in data.loader_of(ids))
-        mode = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                return input_ranges(model, names, images, percentile=self.config.percentile)
-        finally:
-            model.train(mode)
+        with evaluating(model):
+            return input_ranges(model, names, images, percentile=self.config.percentile)
 
 
 def check(config: QuantizeConfig, record: ArchitectureRecord) -> None:

@@ -16,7 +16,7 @@ from effvit_train.audit.transparency.attention import (
     read_attention,
     unsupported,
 )
-from effvit_train.audit.where import evaluating
+from effvit_train.models.mode import evaluating
 from effvit_train.models.structure import read_structure
 from effvit_train.models.surgery import apply, cut_group, drop_block, first_units
 
