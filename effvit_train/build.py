@@ -42,6 +42,7 @@ from effvit_train.report.tracking import Tracker
 from effvit_train.runs import RunDir
 from effvit_train.seen import Seen, merge, of_start, of_training
 from effvit_train.signals import Stop
+from effvit_train.streaming import Streaming
 from effvit_train.techniques import techniques
 
 
@@ -60,6 +61,7 @@ class Built:
     ahead: list[Ahead] = field(default_factory=list)
     previews: list[Callable[[Any, Any], Any]] = field(default_factory=list)
     measured: list[Callable[[], Measured]] = field(default_factory=list)
+    streaming: Streaming | None = None
 
 
 def build(
@@ -98,7 +100,7 @@ def build(
     model, record = create(
         _student(config, active),
         input_shape=info.input_shape,
-        classes=info.classes,
+        classes=info.classes[: data.stream.seen(0)] if data.stream is not None else info.classes,
         mean=info.mean,
         std=info.std,
         say=say,
@@ -135,6 +137,7 @@ def build(
         test_accuracy,
         total_steps,
         say,
+        data.stream,
     )
     refuse_training(model)
     attached: list[Attachment] = [technique.attach(config, context) for technique in active]
@@ -149,6 +152,8 @@ def build(
         stream=stream,
         compiled=config.trainer.compile,
         views=[attachment.view for attachment in attached if attachment.view is not None],
+        cycles=1 if data.stream is None else len(data.stream.tasks),
+        classes=len(info.classes),
     )
     provenance: dict[str, Any] = {"teacher": None, "privacy": None, "pruning": None}
     # a private training writes its own entry, with what it spent
@@ -170,6 +175,9 @@ def build(
             remedy="e.g. recipe.optimizer=adamw",
         ) from None
     callbacks = [callback for attachment in attached for callback in attachment.callbacks]
+    streaming = None
+    if data.stream is not None:
+        streaming = _stream_tasks(data, attached, config, say)
     ahead = [attachment.ahead for attachment in attached if attachment.ahead is not None]
     previews = [attachment.preview for attachment in attached if attachment.preview is not None]
     measured = [attachment.measured for attachment in attached if attachment.measured is not None]
@@ -180,8 +188,35 @@ def build(
         say,
     )
     return Built(
-        data, module, record, chosen, attention, changes, callbacks, provenance, ahead, previews, measured
+        data,
+        module,
+        record,
+        chosen,
+        attention,
+        changes,
+        callbacks,
+        provenance,
+        ahead,
+        previews,
+        measured,
+        streaming,
     )
+
+
+def _stream_tasks(
+    data: DataModule, attached: Sequence[Attachment], config: Config, say: Callable[[str], None]
+) -> Streaming:
+    """What shows earlier samples again, and the callback of the tasks."""
+    assert data.stream is not None
+    rehearsals = [a.rehearsal for a in attached if a.rehearsal is not None]
+    cumulative = any(a.cumulative for a in attached)
+    if len(rehearsals) + cumulative > 1:
+        raise UserError(
+            "show earlier samples again in more than one way", key="continual", value=",".join(config.continual),
+            remedy="choose one of them",
+        )  # fmt: skip
+    data.rehearse(rehearsals[0](data.stream) if rehearsals else None, cumulative=cumulative)
+    return Streaming(data.stream, sorted(config.continual) or ["naive"], say)
 
 
 def build_data(config: Config, stream: AugmentStream, say: Callable[[str], None]) -> DataModule:
@@ -196,6 +231,7 @@ def build_data(config: Config, stream: AugmentStream, say: Callable[[str], None]
         canaries=config.audit.canaries,
         shadow=None if shadow is None else (shadow, models),
         public=config.privacy.on,
+        epochs=1 if config.trainer.fast_dev_run else config.trainer.max_epochs,
         say=say,
     )
 
@@ -229,12 +265,13 @@ def make_trainer(
     settings = config.trainer
     io = CheckpointIO(run_dir, found)
     callbacks: list[pl.Callback] = [
+        *([built.streaming] if built.streaming is not None else []),
         built.changes,
         *built.callbacks,
         Seen(built.provenance["seen"]),
         Curves(
             run_dir.metrics,
-            len(built.record.classes),
+            len(built.data.info.classes),
             tracker.log,
             # a point within an epoch would tell how long its steps took, and so how many images they drew
             None if config.privacy.on else settings.log_every_n_steps,

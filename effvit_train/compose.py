@@ -31,7 +31,11 @@ from effvit_train.sweep.launchers import register_launchers
 from effvit_train.sweep.settings import launcher_keys
 from effvit_train.techniques import all_parts, techniques
 
-GROUPS = ("model", "compress", "privacy", "dataset", "recipe", "trainer", "logger", "audit", "experiment")
+GROUPS = (
+    "model", "compress", "continual", "privacy", "dataset", "recipe", "trainer", "logger", "audit", "experiment",
+)  # fmt: skip
+# Groups that take one or several techniques.
+MANY = ("compress", "continual")
 # What a resumed run may change: how long and how it is watched, never what has been trained.
 RESUMABLE = (
     "trainer.max_epochs", "trainer.checkpoint_every", "trainer.progress_bar", "trainer.log_every_n_steps",
@@ -147,7 +151,7 @@ def load(
             hint = did_you_mean(str(key), known) or f"keys: {', '.join(known)}"
             raise UserError("unknown key", key=str(key), remedy=hint)
     typed = typed_keys(overrides)
-    _check_compress(cfg, overrides)
+    _check_techniques(cfg, overrides)
     config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     if not stored and architecture_replaced(config, typed):
         _replace_architecture(config, typed)
@@ -155,9 +159,14 @@ def load(
     _convert_techniques(config)
     for section in (
         config.model, config.dataset, config.recipe, config.trainer, config.logger, config.audit, config.privacy,
-        *config.compress.values(),
+        *config.compress.values(), *config.continual.values(),
     ):  # fmt: skip
         section.validate()
+    if config.continual and config.dataset.stream is None:
+        raise UserError(
+            "is for data that come in tasks", key="continual", value=",".join(config.continual),
+            remedy="add e.g. dataset.stream=class",
+        )  # fmt: skip
     if config.seed < 0:
         raise UserError("must be at least 0", key="seed", value=config.seed, remedy="e.g. seed=1")
     check_composition(config, all_parts(), typed, say)
@@ -212,9 +221,10 @@ def load_resumed(run_dir: RunDir, overrides: list[str]) -> tuple[DictConfig, lis
             raise TypeError("it is no mapping")
         _check_inert(OmegaConf.to_container(stored, resolve=False), run_dir)
         cfg = OmegaConf.structured(Config)
-        for name in techniques():
-            if name in (stored.get("compress") or {}):
-                cfg.compress[name] = OmegaConf.structured(techniques()[name].PART.schema)
+        for group in MANY:
+            for name in _of(group):
+                if name in (stored.get(group) or {}):
+                    cfg[group][name] = OmegaConf.structured(techniques()[name].PART.schema)
         cfg = OmegaConf.merge(cfg, stored)
         first = [str(item) for item in OmegaConf.load(run_dir.path / ".hydra" / "overrides.yaml")]
     except (OSError, TypeError, YAMLError, OmegaConfBaseException) as error:
@@ -312,8 +322,8 @@ def _missing_option(error: MissingConfigException) -> UserError:
 
 def _unknown_key(full_key: str, overrides: list[str]) -> UserError:
     parent, _, name = full_key.rpartition(".")
-    if parent == "compress" and name in techniques():
-        return UserError(f"{name} is not switched on", key=full_key, remedy=f"add compress={name}")
+    if parent in MANY and name in _of(parent):
+        return UserError(f"{name} is not switched on", key=full_key, remedy=f"add {parent}={name}")
     keys = launcher_keys(overrides) if parent == "hydra.launcher" else schema_keys(parent)
     if keys is None:
         return UserError(
@@ -341,35 +351,43 @@ def schema_keys(path: str) -> list[str] | None:
         else:
             node = getattr(node, name, None)
     if not is_dataclass(node):
-        return list(techniques()) if path == "compress" else None
+        return _of(path) if path in MANY else None
     return [field.name for field in fields(node)]
 
 
-def _check_compress(cfg: DictConfig, overrides: list[str]) -> None:
+def _check_techniques(cfg: DictConfig, overrides: list[str]) -> None:
     for override in parse_overrides(overrides):
-        if override.key_or_group == "compress":
+        group = override.key_or_group
+        if group in MANY:
             value = override.value()
             names = [str(name) for name in value] if isinstance(value, list) else [str(value)]
             if "none" in names and len(names) > 1:
                 raise UserError(
-                    "none cannot be combined with another technique", key="compress", value=",".join(names),
+                    "none cannot be combined with another technique", key=group, value=",".join(names),
                     remedy="leave none out",
                 )  # fmt: skip
             if len(set(names)) < len(names):
                 raise UserError(
-                    "names a technique twice", key="compress", value=",".join(names), remedy="once is enough"
+                    "names a technique twice", key=group, value=",".join(names), remedy="once is enough"
                 )
-    for name in cfg.compress:
-        if name not in techniques():
-            hint = did_you_mean(str(name), techniques()) or f"one of {', '.join(techniques())}"
-            raise UserError("unknown technique", key=f"compress.{name}", remedy=hint)
+    for group in MANY:
+        for name in cfg[group]:
+            if name not in _of(group):
+                hint = did_you_mean(str(name), _of(group)) or f"one of {', '.join(_of(group))}"
+                raise UserError("unknown technique", key=f"{group}.{name}", remedy=hint)
+
+
+def _of(group: str) -> list[str]:
+    """The techniques of a group."""
+    return [name for name, module in techniques().items() if module.PART.key == group]
 
 
 def _convert_techniques(config: Config) -> None:
-    for name, value in config.compress.items():
-        schema = techniques()[name].PART.schema
-        if schema is not None and not is_dataclass(value):
-            config.compress[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), value))
+    for given in (config.compress, config.continual):
+        for name, value in given.items():
+            schema = techniques()[name].PART.schema
+            if schema is not None and not is_dataclass(value):
+                given[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), value))
 
 
 def _replace_architecture(config: Config, typed: set[str]) -> None:
@@ -400,7 +418,7 @@ def _run_name(*, _root_: DictConfig) -> str:
         config = Config(model=ModelConfig(name=str(_root_.model.name)))
         if architecture_replaced(config, typed_keys(HydraConfig.get().overrides.task)):
             choices["model"] = str(_root_.model.name).replace("/", "_")
-    techniques_on = "+".join(str(name) for name in _root_.compress) or "plain"
+    techniques_on = "+".join(str(name) for name in (*_root_.compress, *_root_.continual)) or "plain"
     words = [
         str(choices.get("dataset") or _root_.dataset.name),
         str(choices.get("model") or "model"),

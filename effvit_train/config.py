@@ -261,7 +261,7 @@ class AuditConfig:
 
 @dataclass
 class Config:
-    """The whole configuration. `compress` maps each active technique to its own schema."""
+    """The whole configuration. `compress` and `continual` map each active technique to its own schema."""
 
     seed: int = 0
     name: str = ""
@@ -270,6 +270,7 @@ class Config:
     cache_dir: str = ""
     model: ModelConfig = field(default_factory=ModelConfig)
     compress: dict[str, Any] = field(default_factory=dict)
+    continual: dict[str, Any] = field(default_factory=dict)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)

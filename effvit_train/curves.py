@@ -128,6 +128,11 @@ class Curves(pl.Callback):
     ) -> None:  # fmt: skip
         """Add the batch."""
         logits, labels = outputs["logits"], outputs["labels"]
+        known = labels < len(pl_module.record.classes)  # type: ignore[union-attr,arg-type]
+        if not known.all():  # of a stream, whose classes have not all come yet
+            logits, labels = logits[known], labels[known]
+        if not len(labels):
+            return
         self._accuracy.update(logits, labels)
         self._loss.update(F.cross_entropy(logits, labels), weight=len(labels))
 

@@ -308,6 +308,9 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     measured = Measured()
     for technique in built.measured:
         measured.merge(technique())
+    if built.streaming is not None:
+        measured.merge(built.streaming.measured())
+        built.provenance["continual"] = built.streaming.facts()
     for key in ("privacy/epsilon", "privacy/delta"):
         if key not in measured.values:
             measured.missing[key] = "trained without differential privacy (privacy=none)"

@@ -289,4 +289,43 @@ MEASURES: dict[str, Measure] = {
         "Mean over linear layers and convolutions of ||W||_F^2 / ||W||_2^2.",
         "Rudelson & Vershynin 2007",
     ),
+    "continual/average_accuracy": Measure(
+        "fraction", "higher", "Average accuracy",
+        "Mean over the tasks of a stream of the accuracy on their test images after the last task, among all classes.",
+        "Lopez-Paz & Ranzato 2017, eq. 2",
+    ),
+    "continual/average_incremental_accuracy": Measure(
+        "fraction", "higher", "Incremental accuracy",
+        "Mean over the tasks i of the mean accuracy on the tasks up to i after task i.",
+        "Rebuffi et al. 2017",
+    ),
+    "continual/forgetting": Measure(
+        "fraction", "lower", "Forgetting",
+        "Mean over all tasks but the last of the best accuracy on them before the last task minus that after it.",
+        "Chaudhry et al. 2018",
+    ),
+    "continual/backward_transfer": Measure(
+        "fraction", "higher", "Backward transfer",
+        "Mean over all tasks but the last of the accuracy after the last task minus that right after their own.",
+        "Lopez-Paz & Ranzato 2017, eq. 3",
+    ),
+    "continual/forward_transfer": Measure(
+        "fraction", "higher", "Forward transfer",
+        "Mean over all tasks but the first of the accuracy right before they are trained minus that of the untrained "
+        "model; null where classes come with the tasks.",
+        "Lopez-Paz & Ranzato 2017, eq. 4",
+    ),
+    "continual/task_incremental_accuracy": Measure(
+        "fraction", "higher", "Task-incremental accuracy",
+        "Average accuracy where the model is told the task, and chooses among its classes only.",
+        "van de Ven & Tolias 2019",
+    ),
+    "continual/memory_mb": Measure(
+        "MB", "lower", "Memory of earlier tasks",
+        "What a strategy keeps of earlier tasks after the last one: images, their logits, copies of the model and of its "
+        "importance, as bytes in memory.",
+    ),
+    "continual/seconds_per_task": Measure(
+        "s", "lower", "Seconds per task", "Mean wall time of training a task, tests left out; a resumed task counts all its parts."
+    ),
 }  # fmt: skip

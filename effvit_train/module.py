@@ -63,6 +63,8 @@ class VisionModule(pl.LightningModule):
         stream: which view of a sample an epoch shows; None = a new one in every epoch.
         compiled: run the training forward through `torch.compile`.
         views: what the model is shown of a training step's images, one after another (see `parts.Attachment`).
+        cycles: how many times the learning rate goes through its schedule, once for each task of a stream.
+        classes: that there will be in the end; None = as the record says.
 
     Attributes:
         unsettled: techniques that are still to change the architecture; while there are any, no checkpoint is
@@ -84,6 +86,8 @@ class VisionModule(pl.LightningModule):
         stream: AugmentStream | None = None,
         compiled: bool = False,
         views: Sequence[Callable[[Tensor, int, int], Tensor]] = (),
+        cycles: int = 1,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -104,8 +108,9 @@ class VisionModule(pl.LightningModule):
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.scheduler: Scheduler | None = None
-        self._total_steps = total_steps
+        self._total_steps, self._cycles = total_steps, cycles
         self._views = list(views)
+        self._classes = classes or len(record.classes)
         self._train_forward: Callable[[Tensor], Any] = torch.compile(model) if compiled else model.__call__
         self._mixup = _mixup(recipe, len(record.classes))
         self._erasing = RandomErasing(recipe.erasing, mode="const", device="cpu") if recipe.erasing else None
@@ -199,6 +204,8 @@ class VisionModule(pl.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Return logits (B, K) of the shipped weights, labels and sample ids (B,)."""
         logits = self(self.normalise(batch.images)).float()
+        # classes that have not come yet cannot be predicted
+        logits = F.pad(logits, (0, self._classes - logits.shape[1]), value=-torch.inf)
         return {"logits": logits, "labels": batch.labels, "index": batch.index}
 
     test_step = validation_step
@@ -209,7 +216,10 @@ class VisionModule(pl.LightningModule):
         assert self.scheduler is not None
         # not of `global_step`, which on a resume with other processes has counted other steps
         epoch_length = int(self.trainer.num_training_batches)
-        self.scheduler.step_update(self.current_epoch * epoch_length + batch_idx)
+        step = self.current_epoch * epoch_length + batch_idx
+        last = self._cycles - 1
+        cycle = self._cycle_steps(self._world_size())
+        self.scheduler.step_update(step - min(step // cycle, last) * cycle)
 
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -239,7 +249,7 @@ class VisionModule(pl.LightningModule):
         learnt = [parameter for parameter in self.term_modules.parameters() if parameter.requires_grad]
         if learnt:
             optimizer.add_param_group({"params": learnt})
-        self.scheduler = _schedule(optimizer, recipe, self._total_steps(self._world_size()))
+        self.scheduler = _schedule(optimizer, recipe, self._cycle_steps(self._world_size()))
         return optimizer
 
     def cut(
@@ -264,7 +274,8 @@ class VisionModule(pl.LightningModule):
             self.gradients.after_cut()
         self._taps.remove()  # modules may be others now
         self._taps = self._tap()
-        self.record = dataclasses.replace(self.record, cuts=[*self.record.cuts, entry])
+        self.record = self.record.changed(entry)
+        self._mixup = _mixup(self.recipe, len(self.record.classes))
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -279,7 +290,8 @@ class VisionModule(pl.LightningModule):
         """
         found = ArchitectureRecord.from_json(checkpoint["architecture"])
         cuts, own = found.cuts, self.record.cuts
-        same = dataclasses.replace(found, cuts=own).to_json() == self.record.to_json()
+        classes = found.classes[: len(self.record.classes)]
+        same = dataclasses.replace(found, cuts=own, classes=classes).to_json() == self.record.to_json()
         if not same or cuts[: len(own)] != own:
             raise UserError(
                 f"the checkpoint holds {found.name} {found.kwargs}, this run builds {self.record.name}",
@@ -291,6 +303,9 @@ class VisionModule(pl.LightningModule):
 
     def _tap(self) -> Taps:
         return Taps(self.model, [name for term in self.terms for name in term.taps], training_only=True)
+
+    def _cycle_steps(self, world_size: int) -> int:
+        return self._total_steps(world_size) // self._cycles
 
     def _world_size(self) -> int:
         return 1 if self._trainer is None else self.trainer.world_size

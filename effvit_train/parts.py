@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from effvit_train.card import Measured
     from effvit_train.data.info import DataInfo
+    from effvit_train.data.stream import Rehearsal, Stream
     from effvit_train.models.record import ArchitectureRecord
     from effvit_train.models.surgery import Operation
 
@@ -39,6 +40,7 @@ READS_TRAINING_DATA = "reads the training data"
 UNDECLARED_DATA = "has learnt from data that nobody declared"
 FREEZES_WEIGHTS = "trains few of the weights"
 ROUNDED_WEIGHTS = "weights that are rounded while they train"
+IN_TASKS = "comes task by task"
 CHANGES_GRADIENTS = "changes the gradients after they were computed"
 TAKES_TOKENS = "takes tokens away"
 LOSES_PATCHES = "leaves patches without a token"
@@ -124,6 +126,15 @@ class Term:
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after each optimizer step; `step` counts from 1."""
 
+    def before_task(self, module: Any, data: Any, task: int) -> None:
+        """Called before the first step of a task of a stream, when the model is as the task before left it.
+
+        Args:
+            module: the VisionModule; `module.model` is trained.
+            data: the DataModule, with its `stream`.
+            task: the number of the task that begins; 0 is the first.
+        """
+
     def after_cut(
         self, model: nn.Module, operations: Sequence[Operation], optimizer: Optimizer | None
     ) -> None:
@@ -208,6 +219,9 @@ class Attachment:
         view: what the student is shown of a step's images, when they are augmented and mixed:
             (images (B, C, H, W), step, steps of the whole training) -> images. Each image by itself, and a
             function of the seed and the step. Terms and evaluation see the images as they were.
+        rehearsal: which samples of earlier tasks of a stream are shown again: given the stream, the seed and the
+            batch size.
+        cumulative: whether each task of a stream is trained on all tasks so far.
     """
 
     terms: list[Term] = field(default_factory=list)
@@ -221,6 +235,8 @@ class Attachment:
     changes: list[PlannedChange] = field(default_factory=list)
     alone: tuple[Moment, Moment] | None = None
     view: Callable[[Tensor, int, int], Tensor] | None = None
+    rehearsal: Callable[[Stream], Rehearsal] | None = None
+    cumulative: bool = False
 
 
 class Ahead(Protocol):
@@ -251,7 +267,7 @@ class Context:
     `train_ids` are the sample ids of the training split (n,), ascending; `absent_ids` are those whose slots in
     it are empty; `stream` says which views of
     them the training shows; `device` is the type of device that it will use. `total_steps(processes)` are
-    the optimizer steps of the whole training.
+    the optimizer steps of the whole training. `stream_of_tasks` are the tasks, where the data come in tasks.
     """
 
     config: Config
@@ -266,6 +282,7 @@ class Context:
     test_accuracy: Callable[[Callable[[Tensor], Tensor], Sequence[float], Sequence[float]], float]
     total_steps: Callable[[int], int]
     say: Callable[[str], None]
+    stream_of_tasks: Stream | None = None
 
 
 def discover(*packages: str) -> dict[str, ModuleType]:
@@ -290,6 +307,13 @@ def _off(*keys: str) -> Callable[[Config], None]:
 
 
 RECIPE_PARTS: tuple[Part, ...] = (
+    Part(
+        name="stream",
+        key="dataset.stream",
+        active=lambda config: config.dataset.stream is not None,
+        does=frozenset({IN_TASKS}),
+        instead="train the first task privately, then effvit update RUN_DIR: the epsilons compose",
+    ),
     Part(
         name="mixup",
         key="recipe.mixup",

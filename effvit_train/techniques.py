@@ -10,8 +10,8 @@ from effvit_train.parts import RECIPE_PARTS, Part, discover
 
 @cache
 def techniques() -> dict[str, ModuleType]:
-    """Technique name -> its module, from `compress/` and `privacy/`."""
-    return discover("effvit_train.compress", "effvit_train.privacy")
+    """Technique name -> its module, from `compress/`, `continual/` and `privacy/`."""
+    return discover("effvit_train.compress", "effvit_train.continual", "effvit_train.privacy")
 
 
 def all_parts() -> list[Part]:

@@ -10,6 +10,7 @@ from effvit_train.errors import UserError, at_least, between, one_of
 ON_BAD_IMAGE = ("error", "skip")
 CROP_MODES = ("center", "squash", "border")
 IN_MEMORY = ("auto", "true", "false")
+STREAMS = ("class", "domain", "data")
 
 
 @dataclass
@@ -56,6 +57,11 @@ class DatasetConfig:
         memory_limit_mb: limit of `in_memory=auto`.
         num_workers: loader processes; null picks 0 in memory without RandAugment, else the number
             of cores.
+        stream: null, all at once | class, new classes with each task | domain, the same classes in other
+            circumstances | data, portions: the training arrives task by task (docs/continual.md).
+        tasks: how many; null = 5, or one for each value of `stream_group`.
+        stream_group: column of `labels_csv` whose values are the domains.
+        stream_order: seed of the order of classes, domains or portions; null = the set's own.
         augment: see `AugmentConfig`.
     """
 
@@ -78,6 +84,10 @@ class DatasetConfig:
     in_memory: str = "auto"
     memory_limit_mb: int = 2048
     num_workers: Optional[int] = None
+    stream: Optional[str] = None
+    tasks: Optional[int] = None
+    stream_group: Optional[str] = None
+    stream_order: Optional[int] = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def validate(self) -> None:
@@ -101,6 +111,21 @@ class DatasetConfig:
                 "must be 1, 3 or null", key="dataset.channels", value=self.channels, remedy="e.g. 3"
             )
         at_least("dataset.num_workers", self.num_workers, 0)
+        if self.stream is not None:
+            one_of("dataset.stream", self.stream, STREAMS)
+        at_least("dataset.tasks", self.tasks, 2)
+        at_least("dataset.stream_order", self.stream_order, 0)
+        for key in ("tasks", "stream_group", "stream_order"):
+            if self.stream is None and getattr(self, key) is not None:
+                raise UserError(
+                    "is of a stream, and none is asked for", key=f"dataset.{key}", value=getattr(self, key),
+                    remedy="add e.g. dataset.stream=class",
+                )  # fmt: skip
+        if self.stream_group is not None and self.stream != "domain":
+            raise UserError(
+                "names the domains of dataset.stream=domain", key="dataset.stream_group", value=self.stream_group,
+                remedy="dataset.stream=domain",
+            )  # fmt: skip
         at_least("dataset.augment.shift", self.augment.shift, 0)
         if not 0.0 < self.augment.resized_crop <= 1.0:
             raise UserError(

@@ -25,6 +25,7 @@ from effvit_train.data.sampler import DrawnSampler, EvalSampler, Selection, Trai
 from effvit_train.data.shadows import as_shadow, attacked, membership
 from effvit_train.data.source import cores
 from effvit_train.data.splits import SPLITS
+from effvit_train.data.stream import Rehearsal, Stream, StreamSelection, make_stream
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.keys import AugmentStream, stream_key
 from effvit_train.signals import ignore_in_worker
@@ -74,6 +75,7 @@ class DataModule(pl.LightningDataModule):
         canaries: how many are planted (see `data.canaries`).
         shadow: (number, of how many) of a shadow model, if this is the data of one (see `data.shadows`).
         public: use constants for what would be measured on training images (contract C7).
+        epochs: of the whole training, which the tasks of a stream share.
         say: prints one line.
 
     Raises:
@@ -92,6 +94,7 @@ class DataModule(pl.LightningDataModule):
         canaries: int = 0,
         shadow: tuple[int, int] | None = None,
         public: bool = False,
+        epochs: int = 1,
         say: Callable[[str], None] = print,
     ) -> None:
         super().__init__()
@@ -102,8 +105,13 @@ class DataModule(pl.LightningDataModule):
             self._prepared, self.canaries = with_canaries(self._prepared, canaries, seed)
         if shadow is not None:
             self._prepared = as_shadow(self._prepared, *shadow, seed)
+        self.stream: Stream | None = None
+        if config.stream is not None:
+            self._prepared, self.stream = make_stream(self._prepared, config, epochs=epochs)
         self.info = self._prepared.info.public() if public else self._prepared.info
         self._selection: tuple[Selection, int] | None = None
+        if self.stream is not None:
+            self.rehearse()
         self._augmented = augment.randaugment is not None
         self._stream = augment.stream or AugmentStream(seed)
         self._augmenter = Augmenter(
@@ -136,8 +144,28 @@ class DataModule(pl.LightningDataModule):
         """Let training batches be those of the selection, with so many views of each sample side by side."""
         self._selection = selection, views
 
+    def rehearse(self, rehearsal: Rehearsal | None = None, *, cumulative: bool = False) -> None:
+        """Let training batches be those of the stream; see `StreamSelection`."""
+        assert self.stream is not None
+        self.draw(
+            StreamSelection(
+                self.stream,
+                batch_size=self._batch_size,
+                seed=self._seed,
+                rehearsal=rehearsal,
+                cumulative=cumulative,
+            )
+        )
+
+    def labels_of(self, ids: Ints) -> Ints:
+        """Classes (n,) of samples."""
+        return self._prepared.labels[ids]
+
     def train_batches(self, epoch: int) -> list[Ints]:
         """Sample ids of the batches that one process trains on in this epoch, then of the remainder."""
+        if self.stream is not None and self._selection is not None:
+            selection, _ = self._selection
+            return [selection.batch(epoch, number) for number in range(len(selection))]
         order = draws.permutation(stream_key("order", self._seed, epoch), self.indices("train"))
         return [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
 
@@ -290,13 +318,16 @@ class _Samples(Dataset):
     def _augment(self, images: Any, ids: Ints, epoch: int) -> Any:
         """Augment; a sample that stands there more than once is shown in as many ways."""
         assert self._augmenter is not None
-        _, first, count = np.unique(ids, return_index=True, return_counts=True)
-        views = int(count.max())
+        order = np.argsort(ids, kind="stable")
+        first = np.searchsorted(ids[order], ids[order])
+        occurrence = np.empty(len(ids), dtype=np.int64)
+        occurrence[order] = np.arange(len(ids)) - first
+        views = 1 + int(occurrence.max())
         if views == 1:
             return self._augmenter(images, ids, self._stream.key("augment", epoch))
         result = None
-        for view in range(views):  # they stand side by side, equally many of each
-            rows = np.sort(first) + view
+        for view in range(views):
+            rows = np.flatnonzero(occurrence == view)
             shown = self._augmenter(
                 images[rows], ids[rows], self._stream.key("augment", epoch, *([view] * (view > 0)))
             )

@@ -24,6 +24,7 @@ _KINDS = {
     "resolution": "effvit_train.models.resolution",
     "merge_tokens": "effvit_train.models.tokens.change",
     "drop_tokens": "effvit_train.models.tokens.change",
+    "grow_head": "effvit_train.models.heads",
 }
 
 

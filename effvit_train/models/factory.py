@@ -19,6 +19,7 @@ from effvit_train.models import weights
 from effvit_train.models.attention import forms, start, swap
 from effvit_train.models.changes import rebuild
 from effvit_train.models.config import ModelConfig
+from effvit_train.models.heads import GROWN
 from effvit_train.models.make import is_ours, make
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.resolve import resolve
@@ -147,7 +148,8 @@ def _cut_run(record: ArchitectureRecord, path: Path) -> ArchitectureRecord | Non
             f"{kwargs}",
             key="model.weights", value=path, remedy="repeat the model of that run",
         )  # fmt: skip
-    return dataclasses.replace(record, cuts=list(found.cuts))
+    # a head that grew has all its rows from the start
+    return dataclasses.replace(record, cuts=[cut for cut in found.cuts if cut["kind"] != GROWN])
 
 
 def save_model(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ class ArchitectureRecord:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     cuts: list[dict[str, Any]] = field(default_factory=list)
+
+    def changed(self, entry: dict[str, Any]) -> ArchitectureRecord:
+        """The record after one more change; `entry` tells its `kind`, and the names of classes that it adds."""
+        classes = (*self.classes, *entry["classes"]) if entry["kind"] == "grow_head" else self.classes
+        return replace(self, cuts=[*self.cuts, entry], classes=classes)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `model.json`."""

@@ -9,6 +9,7 @@ from effvit_train.config import Config
 from effvit_train.errors import UserError
 from effvit_train.parts import (
     CHANGES_GRADIENTS,
+    IN_TASKS,
     MIXES_SAMPLES,
     READS_TRAINING_DATA,
     UNDECLARED_DATA,
@@ -27,6 +28,7 @@ PART = Part(
         MIXES_SAMPLES: "clips what each image contributes: none may be part of another one's loss",
         READS_TRAINING_DATA: "accounts for every look at the training images: this one would not be counted",
         UNDECLARED_DATA: "must know what a teacher has seen",
+        IN_TASKS: "draws every batch from all training images",
         CHANGES_GRADIENTS: "clips each image by itself: clipping the noised sum again would only spoil it",
     },
 )

@@ -1,0 +1,1 @@
+"""Strategies against forgetting in streams, one module or package each (see `effvit_train.parts`)."""

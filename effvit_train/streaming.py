@@ -1,0 +1,140 @@
+"""Training on a stream: what happens between its tasks, and the accuracy on each task after each of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from typing_extensions import override
+
+from effvit_train.audit.continual import measure_continual
+from effvit_train.card import Measured
+from effvit_train.changing import change_model
+from effvit_train.data.stream import CLASS, Stream
+from effvit_train.keys import stream_key
+from effvit_train.models.heads import grow
+from effvit_train.predictions import predict
+
+NAME = "stream"
+
+
+class Streaming(pl.Callback):
+    """Begins each task (new classes get rows of the classifier, terms look at the model) and tests after it.
+
+    What has been begun and measured is kept in the checkpoint: a resumed run goes on within its task.
+
+    Args:
+        stream: the tasks.
+        strategies: names of the configured strategies.
+        say: prints one line.
+    """
+
+    def __init__(self, stream: Stream, strategies: list[str], say: Callable[[str], None]) -> None:
+        self.stream, self.strategies, self._say = stream, strategies, say
+        self.begun = 0
+        self.accuracy: list[list[float]] = []  # [after task][on task], among the classes seen so far
+        self.within: list[list[float]] = []  # the same, among the task's own classes
+        self.start: list[float] = []  # before any task; empty where it cannot be told
+        self.costs: list[dict[str, float]] = []  # of each task
+        self._since = 0.0
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Until the last task has begun, the model is not the one that ships."""
+        self._settle(pl_module)
+        self._since = time.monotonic()
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin the task that is due."""
+        module: Any = pl_module
+        task = self.stream.task_at(trainer.current_epoch)
+        if task < self.begun:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if task == 0 and self.stream.kind != CLASS:
+            self.start = self._test(trainer, module)[0]
+        for term in module.terms:
+            term.before_task(module, data, task)
+        if self.stream.kind == CLASS and task:
+            names = data.info.classes[len(module.record.classes) : self.stream.seen(task)]
+            change_model(
+                trainer, module, *grow(module.model, names, seed=stream_key("head", module.seed, task))
+            )
+        self.begun = task + 1
+        self._since = time.monotonic()
+        self._say(f"task {task + 1} of {len(self.stream.tasks)}: {self.stream.tasks[task].name}")
+        self._settle(module)
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Test after the last epoch of a task."""
+        task = self.stream.task_at(trainer.current_epoch)
+        if (trainer.current_epoch + 1) % self.stream.epochs or len(self.accuracy) > task:
+            return
+        seconds = time.monotonic() - self._since
+        steps = self.stream.epochs * int(trainer.num_training_batches)
+        accuracy, within = self._test(trainer, pl_module)
+        self.accuracy.append(accuracy)
+        self.within.append(within)
+        self.costs.append({"steps": steps, "seconds": round(seconds, 3)})
+        told = ", ".join(f"{value:.3f}" for value in accuracy[: task + 1])
+        self._say(f"after task {task + 1}: accuracy {told}")
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What has been begun and measured."""
+        return {
+            "begun": self.begun, "accuracy": self.accuracy, "within": self.within, "start": self.start,
+            "costs": self.costs,
+        }  # fmt: skip
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` holds."""
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+    def measured(self) -> Measured:
+        """The measures of the card."""
+        return measure_continual(self.accuracy, self.within, self.start, kind=self.stream.kind)
+
+    def facts(self) -> dict[str, Any]:
+        """What the card's `continual` says."""
+        return {
+            "kind": self.stream.kind,
+            "strategies": self.strategies,
+            "tasks": [
+                {"name": t.name, "classes": list(t.classes), "train": len(t.train), "test": len(t.test)}
+                for t in self.stream.tasks
+            ],
+            "epochs_per_task": self.stream.epochs, "accuracy": self.accuracy, "within_task": self.within,
+            "before": self.start, "costs": self.costs,
+        }  # fmt: skip
+
+    def _settle(self, module: Any) -> None:
+        (module.unsettled.add if self.begun < len(self.stream.tasks) else module.unsettled.discard)(NAME)
+
+    def _test(self, trainer: pl.Trainer, module: Any) -> tuple[list[float], list[float]]:
+        """Accuracy on the test images of every task, among all classes seen so far and among the task's own.
+
+        Test images of classes that have not come yet count as wrong.
+        """
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        seen, within = [], []
+        for task in self.stream.tasks:
+            logits, labels, _ = predict(
+                module.shipped, module.normalise, data.loader_of(task.test), device=module.device,
+                precision=str(trainer.precision),
+            )  # fmt: skip
+            own = [k for k in task.classes if k < logits.shape[1]]
+            seen.append(float((logits.argmax(dim=1) == labels).double().mean()))
+            if own:
+                best = torch.tensor(own)[logits[:, own].argmax(dim=1)]
+                within.append(float((best == labels).double().mean()))
+            else:
+                within.append(0.0)
+        return seen, within
