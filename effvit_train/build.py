@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from effvit_train.checkpoints import CheckpointIO, Checkpoints
 from effvit_train.config import Config
 from effvit_train.curves import Curves
 from effvit_train.data.datamodule import Augment, DataModule
+from effvit_train.data.stream import Rehearsal
 from effvit_train.errors import UserError
 from effvit_train.interval import Interval
 from effvit_train.kernels import choose_attention
@@ -215,8 +217,22 @@ def _stream_tasks(
             "show earlier samples again in more than one way", key="continual", value=",".join(config.continual),
             remedy="choose one of them",
         )  # fmt: skip
-    data.rehearse(rehearsals[0](data.stream) if rehearsals else None, cumulative=cumulative)
-    return Streaming(data.stream, sorted(config.continual) or ["naive"], say)
+    rehearsal = rehearsals[0](data.stream) if rehearsals else None
+    data.rehearse(rehearsal, cumulative=cumulative)
+    keepers = [keeper for a in attached for keeper in a.keepers]
+    return Streaming(
+        data.stream, sorted(config.continual) or ["naive"], keepers,
+        lambda task: _rehearsed(data, rehearsal, task, cumulative=cumulative), say,
+    )  # fmt: skip
+
+
+def _rehearsed(data: DataModule, rehearsal: Rehearsal | None, task: int, *, cumulative: bool) -> int:
+    """Bytes of images that are kept after a task to be shown again."""
+    assert data.stream is not None
+    if cumulative:
+        images = sum(len(part.train) for part in data.stream.tasks[: task + 1])
+        return images * math.prod(data.info.input_shape)
+    return 0 if rehearsal is None else rehearsal.memory(task)
 
 
 def build_data(config: Config, stream: AugmentStream, say: Callable[[str], None]) -> DataModule:

@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
+from effvit_train.audit.continual import KEYS as CONTINUAL
 from effvit_train.axes.subject import Subject
 from effvit_train.build import Built, build, make_trainer
 from effvit_train.card import Card, Measured
@@ -311,6 +312,8 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     if built.streaming is not None:
         measured.merge(built.streaming.measured())
         built.provenance["continual"] = built.streaming.facts()
+    else:
+        measured.missing |= dict.fromkeys(CONTINUAL, "the data did not come in tasks (dataset.stream=null)")
     for key in ("privacy/epsilon", "privacy/delta"):
         if key not in measured.values:
             measured.missing[key] = "trained without differential privacy (privacy=none)"

@@ -326,6 +326,7 @@ MEASURES: dict[str, Measure] = {
         "importance, as bytes in memory.",
     ),
     "continual/seconds_per_task": Measure(
-        "s", "lower", "Seconds per task", "Mean wall time of training a task, tests left out; a resumed task counts all its parts."
+        "s", "lower", "Seconds per task",
+        "Mean wall time of training a task, tests left out; a resumed task counts all its parts.",
     ),
 }  # fmt: skip

@@ -126,15 +126,6 @@ class Term:
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after each optimizer step; `step` counts from 1."""
 
-    def before_task(self, module: Any, data: Any, task: int) -> None:
-        """Called before the first step of a task of a stream, when the model is as the task before left it.
-
-        Args:
-            module: the VisionModule; `module.model` is trained.
-            data: the DataModule, with its `stream`.
-            task: the number of the task that begins; 0 is the first.
-        """
-
     def after_cut(
         self, model: nn.Module, operations: Sequence[Operation], optimizer: Optimizer | None
     ) -> None:
@@ -201,6 +192,33 @@ class PlannedChange:
     trains: str = ""
 
 
+class Keeper:
+    """What a technique keeps of the tasks of a stream that have ended, and does with the model between them."""
+
+    def after_task(self, module: Any, data: Any, task: int) -> None:
+        """Called after the last step of a task, before the model is tested, on all processes alike.
+
+        Of tasks that the model knew before the training it is called before the first step.
+
+        Args:
+            module: the VisionModule; `module.model` is trained, `module.shipped` ships.
+            data: the DataModule, with its `stream`.
+            task: the number of the task that has ended; 0 is the first.
+        """
+        raise NotImplementedError
+
+    def kept(self) -> dict[str, Any]:
+        """What it keeps, for checkpoints: tensors and plain values."""
+        return {}
+
+    def restore(self, module: Any, kept: dict[str, Any]) -> None:
+        """Take over what `kept` told; the module is as it was then, cuts included."""
+
+    def memory(self) -> int:
+        """Bytes that it keeps of earlier tasks."""
+        return 0
+
+
 @dataclass
 class Attachment:
     """What a technique adds to the training.
@@ -222,6 +240,7 @@ class Attachment:
         rehearsal: which samples of earlier tasks of a stream are shown again: given the stream, the seed and the
             batch size.
         cumulative: whether each task of a stream is trained on all tasks so far.
+        keepers: what is told of the ends of tasks, in this order.
     """
 
     terms: list[Term] = field(default_factory=list)
@@ -237,6 +256,7 @@ class Attachment:
     view: Callable[[Tensor, int, int], Tensor] | None = None
     rehearsal: Callable[[Stream], Rehearsal] | None = None
     cumulative: bool = False
+    keepers: list[Keeper] = field(default_factory=list)
 
 
 class Ahead(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,24 +16,37 @@ from effvit_train.changing import change_model
 from effvit_train.data.stream import CLASS, Stream
 from effvit_train.keys import stream_key
 from effvit_train.models.heads import grow
+from effvit_train.parts import Keeper
 from effvit_train.predictions import predict
 
 NAME = "stream"
 
 
 class Streaming(pl.Callback):
-    """Begins each task (new classes get rows of the classifier, terms look at the model) and tests after it.
+    """Begins each task (new classes get rows of the classifier), lets keepers look at its end, and tests after it.
 
-    What has been begun and measured is kept in the checkpoint: a resumed run goes on within its task.
+    What has been begun, kept and measured is in the checkpoint: a resumed run goes on within its task.
 
     Args:
         stream: the tasks.
         strategies: names of the configured strategies.
+        keepers: what keeps something of tasks that have ended.
+        rehearsed: bytes of what is shown again after a task, without what keepers keep.
         say: prints one line.
     """
 
-    def __init__(self, stream: Stream, strategies: list[str], say: Callable[[str], None]) -> None:
-        self.stream, self.strategies, self._say = stream, strategies, say
+    def __init__(
+        self,
+        stream: Stream,
+        strategies: list[str],
+        keepers: Sequence[Keeper],
+        rehearsed: Callable[[int], int],
+        say: Callable[[str], None],
+    ) -> None:
+        self.stream, self.strategies, self.keepers, self._say = stream, strategies, list(keepers), say
+        self._rehearsed = rehearsed
+        self._kept: list[dict[str, Any]] = []  # of a checkpoint, until the model is there
+        self._spent = 0.0  # in this task before this process
         self.begun = 0
         self.accuracy: list[list[float]] = []  # [after task][on task], among the classes seen so far
         self.within: list[list[float]] = []  # the same, among the task's own classes
@@ -44,6 +57,9 @@ class Streaming(pl.Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Until the last task has begun, the model is not the one that ships."""
+        for keeper, kept in zip(self.keepers, self._kept, strict=bool(self._kept)):
+            keeper.restore(pl_module, kept)
+        self._kept = []
         self._settle(pl_module)
         self._since = time.monotonic()
 
@@ -55,41 +71,48 @@ class Streaming(pl.Callback):
         if task < self.begun:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if task == 0 and self.stream.kind != CLASS:
+        if not self.begun and self.stream.kind != CLASS:
             self.start = self._test(trainer, module)[0]
-        for term in module.terms:
-            term.before_task(module, data, task)
-        if self.stream.kind == CLASS and task:
-            names = data.info.classes[len(module.record.classes) : self.stream.seen(task)]
+        for earlier in range(self.begun, task):  # known before the training
+            self._end(trainer, module, earlier)
+        names = data.info.classes[len(module.record.classes) : self.stream.seen(task)]
+        if names:
             change_model(
                 trainer, module, *grow(module.model, names, seed=stream_key("head", module.seed, task))
             )
         self.begun = task + 1
-        self._since = time.monotonic()
+        self._since, self._spent = time.monotonic(), 0.0
         self._say(f"task {task + 1} of {len(self.stream.tasks)}: {self.stream.tasks[task].name}")
         self._settle(module)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Test after the last epoch of a task."""
+        epochs = trainer.current_epoch + 1
         task = self.stream.task_at(trainer.current_epoch)
-        if (trainer.current_epoch + 1) % self.stream.epochs or len(self.accuracy) > task:
+        if epochs % self.stream.epochs or len(self.accuracy) > task:
             return
-        seconds = time.monotonic() - self._since
-        steps = self.stream.epochs * int(trainer.num_training_batches)
-        accuracy, within = self._test(trainer, pl_module)
+        seconds = self._spent + time.monotonic() - self._since
+        self._end(trainer, pl_module, task, self.stream.epochs * int(trainer.num_training_batches), seconds)
+
+    def _end(self, trainer: pl.Trainer, module: Any, task: int, steps: int = 0, seconds: float = 0.0) -> None:
+        for keeper in self.keepers:
+            keeper.after_task(module, trainer.datamodule, task)  # type: ignore[attr-defined]
+        accuracy, within = self._test(trainer, module)
         self.accuracy.append(accuracy)
         self.within.append(within)
-        self.costs.append({"steps": steps, "seconds": round(seconds, 3)})
+        kept = self._rehearsed(task) + sum(keeper.memory() for keeper in self.keepers)
+        self.costs.append({"steps": steps, "seconds": round(seconds, 3), "memory_bytes": kept})
         told = ", ".join(f"{value:.3f}" for value in accuracy[: task + 1])
         self._say(f"after task {task + 1}: accuracy {told}")
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """What has been begun and measured."""
+        """What has been begun, kept and measured."""
         return {
             "begun": self.begun, "accuracy": self.accuracy, "within": self.within, "start": self.start,
-            "costs": self.costs,
+            "costs": self.costs, "_spent": self._spent + time.monotonic() - self._since,
+            "_kept": [keeper.kept() for keeper in self.keepers],
         }  # fmt: skip
 
     @override
@@ -100,7 +123,13 @@ class Streaming(pl.Callback):
 
     def measured(self) -> Measured:
         """The measures of the card."""
-        return measure_continual(self.accuracy, self.within, self.start, kind=self.stream.kind)
+        return measure_continual(
+            self.accuracy,
+            self.within,
+            self.start,
+            kind=self.stream.kind,
+            costs=self.costs[self.stream.first :],
+        )
 
     def facts(self) -> dict[str, Any]:
         """What the card's `continual` says."""

@@ -5,7 +5,7 @@ R[i][j] is the accuracy on the test images of task j after training on task i (L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from effvit_train.card import Measured
 
@@ -14,6 +14,9 @@ Matrix = Sequence[Sequence[float]]
 AVERAGE, FORGETTING = "continual/average_accuracy", "continual/forgetting"
 BACKWARD, FORWARD = "continual/backward_transfer", "continual/forward_transfer"
 WITHIN, INCREMENTAL = "continual/task_incremental_accuracy", "continual/average_incremental_accuracy"
+
+MEMORY, SECONDS = "continual/memory_mb", "continual/seconds_per_task"
+KEYS = (AVERAGE, INCREMENTAL, FORGETTING, BACKWARD, FORWARD, WITHIN, MEMORY, SECONDS)
 
 
 def average_accuracy(matrix: Matrix) -> float:
@@ -46,7 +49,14 @@ def forward_transfer(matrix: Matrix, before: Sequence[float]) -> float:
     return sum(matrix[j - 1][j] - before[j] for j in range(1, count)) / (count - 1)
 
 
-def measure_continual(accuracy: Matrix, within: Matrix, before: Sequence[float], *, kind: str) -> Measured:
+def measure_continual(
+    accuracy: Matrix,
+    within: Matrix,
+    before: Sequence[float],
+    *,
+    kind: str,
+    costs: Sequence[Mapping[str, float]],
+) -> Measured:
     """The measures of a stream that has been trained to its end.
 
     Args:
@@ -54,6 +64,7 @@ def measure_continual(accuracy: Matrix, within: Matrix, before: Sequence[float],
         within: R (T, T), among the classes of the task (task-incremental).
         before: accuracy on each task before training; empty where new classes could not be predicted then.
         kind: of the stream.
+        costs: of each task that was trained: `seconds`, and `memory_bytes` kept after it.
     """
     measured = Measured()
     measured.values[AVERAGE] = average_accuracy(accuracy)
@@ -72,4 +83,6 @@ def measure_continual(accuracy: Matrix, within: Matrix, before: Sequence[float],
         measured.values[WITHIN] = average_accuracy(within)
     else:
         measured.missing[WITHIN] = "all tasks have the same classes"
+    measured.values[MEMORY] = costs[-1]["memory_bytes"] / 1e6
+    measured.values[SECONDS] = sum(cost["seconds"] for cost in costs) / len(costs)
     return measured

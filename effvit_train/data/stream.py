@@ -52,15 +52,17 @@ class Stream:
         kind: class, domain or data.
         tasks: in the order in which they come.
         epochs: that each is trained for.
+        first: the number of the task that is trained first; the model knows those before it already.
     """
 
     kind: str
     tasks: tuple[Task, ...]
     epochs: int
+    first: int = 0
 
     def task_at(self, epoch: int) -> int:
         """The task of an epoch; after the last one the last."""
-        return min(epoch // self.epochs, len(self.tasks) - 1)
+        return min(self.first + epoch // self.epochs, len(self.tasks) - 1)
 
     def seen(self, task: int) -> int:
         """Classes that have come by the end of a task."""
@@ -68,12 +70,20 @@ class Stream:
 
 
 class Rehearsal(Protocol):
-    """Which earlier samples are shown again."""
+    """Which earlier samples are shown again.
+
+    Attributes:
+        share: of a batch that are shown again, in [0, 1).
+    """
 
     share: float
 
     def ids(self, task: int, position: int, count: int) -> Ints:
-        """`count` ids (or none, where nothing is kept) for batch number `position` of a task."""
+        """`count` ids (or none, where nothing is kept) for batch number `position` of a task; 0 has none."""
+        ...
+
+    def memory(self, task: int) -> int:
+        """Bytes that are kept after a task, to be shown in later ones."""
         ...
 
 
@@ -105,7 +115,8 @@ class StreamSelection:
 
     def __len__(self) -> int:
         _, world = rank_and_world()
-        mean = sum(len(task.train) for task in self.stream.tasks) / len(self.stream.tasks)
+        trained = self.stream.tasks[self.stream.first :]
+        mean = sum(len(task.train) for task in trained) / len(trained)
         return max(1, int(mean) // (self.batch_size * world))
 
     def new(self, task: int) -> Ints:
@@ -118,7 +129,7 @@ class StreamSelection:
         """Sample ids (n,) that this rank has in a batch: the new ones first."""
         rank, world = rank_and_world()
         task = self.stream.task_at(epoch)
-        position = (epoch - task * self.stream.epochs) * len(self) + number
+        position = (epoch - (task - self.stream.first) * self.stream.epochs) * len(self) + number
         total = self.batch_size * world
         again = np.zeros(0, dtype=np.int64)
         if self.rehearsal is not None and task:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from effvit_train.models.linears import classifiers
 from effvit_train.models.surgery import Change
 
 GROWN = "grow_head"  # the `kind` of our entries in an architecture record
@@ -53,7 +54,7 @@ def grow(model: nn.Module, classes: Sequence[str], *, seed: int) -> tuple[list[G
     """
     generator = torch.Generator().manual_seed(seed)
     rows = {}
-    for name in classifiers(model):
+    for name in _logits_layers(model):
         layer: Any = model.get_submodule(name)
         weight = torch.empty(len(classes), layer.in_features)
         nn.init.trunc_normal_(weight, std=0.02, generator=generator)
@@ -69,15 +70,13 @@ def recorded(model: nn.Module, entry: Mapping[str, Any]) -> list[Grow]:
     return grow(model, classes, seed=0)[0]
 
 
-def classifiers(model: nn.Module) -> list[str]:
-    """Names of the linear layers that give logits, one for each head; raises `CannotGrowError`."""
-    found = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-    heads = found if isinstance(found, tuple) else (found,)
+def _logits_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers that give logits, one for each head."""
     inner = [
-        next((part for part in reversed(list(head.modules())) if type(part) is nn.Linear), None)
-        if isinstance(head, nn.Module)
-        else None
-        for head in heads
+        None
+        if head is None
+        else next((p for p in reversed(list(head.modules())) if type(p) is nn.Linear), None)
+        for head in classifiers(model)
     ]
     names = {id(module): name for name, module in model.named_modules()}
     if not inner or any(head is None for head in inner):
