@@ -7,8 +7,8 @@
 For each case one run is left alone; another, of the same command, is killed again and again. A third
 of the kills come at any moment, the start included; a third after training has begun; a third while a
 checkpoint is being written. Equal must be: model.safetensors, metrics.csv, the card's quality
-measures and epsilon. The W&B logs of all starts together must hold each point once, in order. Exit code 1 when
-anything differs.
+measures and epsilon, and in a stream of tasks (`--case stream`) the matrix of accuracies. The W&B logs
+of all starts together must hold each point once, in order. Exit code 1 when anything differs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 SMALL = ("model.args.depth=1", "model.args.embed_dim=16", "model.args.num_heads=2")
@@ -43,6 +44,9 @@ CASES: dict[str, tuple[str, ...]] = {
     "qat": ("compress=quantize", "compress.quantize.qat=true", "compress.quantize.start=0.3"),
     "resolution": ("compress=resolution", "compress.resolution.sizes=[4,6,8]"),
     "attention": ("model.attention=performer",),
+    "stream": ("dataset.stream=class", "continual=derpp", "recipe.ema=0.99"),
+    "stream-ewc": ("dataset.stream=class", "continual=ewc", "compress=prune", "compress.prune.end=0.7"),
+    "stream-lwf": ("dataset.stream=class", "continual=lwf"),
     # both runs have the secret that the first of them makes
     "dp_sgd": ("privacy=dp_sgd", "privacy.secret=secret", "privacy.accountant=rdp"),
 }  # fmt: skip
@@ -210,6 +214,14 @@ def _same_quality(whole: Path, killed: Path) -> bool:
     return quality(whole) == quality(killed)
 
 
+def _same_matrix(whole: Path, killed: Path) -> bool:
+    def matrix(run: Path) -> tuple[Any, Any]:
+        found = json.loads((run / "card.json").read_text())["provenance"].get("continual") or {}
+        return found.get("accuracy"), found.get("within_task")
+
+    return matrix(whole) == matrix(killed)
+
+
 def _in_order(whole: Path, killed: Path) -> bool:
     """Whether the W&B logs of all starts hold no point twice and none backwards, and end alike."""
     steps = [step for log in sorted((killed / "wandb").glob("offline-run-*")) for step in _points(log)]
@@ -233,6 +245,7 @@ CHECKS: dict[str, Callable[[Path, Path], bool]] = {
     "model.safetensors": _same_file("model.safetensors"),
     "metrics.csv": _same_file("metrics.csv"),
     "quality": _same_quality,
+    "matrix": _same_matrix,
     "W&B order": _in_order,
 }
 
