@@ -306,6 +306,7 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     predictions.write(run_dir.predictions)
     if io.error is not None:  # told then as a warning; now it is what the run ends with
         raise io.error
+    device = _back_on_its_device(built, trainer)
     measured = Measured()
     for technique in built.measured:
         measured.merge(technique())
@@ -319,7 +320,7 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
             measured.missing[key] = "trained without differential privacy (privacy=none)"
     subject = Subject(
         built.module.shipped.eval(), built.module.record, built.module.normalise, built.data, job.config,
-        built.module.device, predictions.logits, predictions.labels, predictions.index,
+        device, predictions.logits, predictions.labels, predictions.index,
         precision=built.precision.name, say=job.say,
     )  # fmt: skip
     found, told = measure(
@@ -340,6 +341,15 @@ def _finish(job: Job, built: Built, trainer: pl.Trainer, state: RunState, tracke
     if job.stage == "train":
         _show(job, card, baseline)
     return card
+
+
+def _back_on_its_device(built: Built, trainer: pl.Trainer) -> torch.device:
+    """Where the model was trained is where it is measured, as by `effvit audit`; Lightning leaves it on the processor."""
+    device = trainer.strategy.root_device
+    built.module.to(device)
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(False)  # the trainer's; attacks use sums that have no such kernel
+    return device
 
 
 def _card(

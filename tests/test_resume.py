@@ -18,6 +18,7 @@ from driving import SMALL, curves, data_of, exit_code, interrupted_run, run_in
 from effvit_train import checkpoint_file, job, measuring
 from effvit_train.card import Measured
 from effvit_train.lock import RunLock
+from effvit_train.runs import versions
 
 # 3 epochs of 9 steps, with everything on that draws at random
 BATCHES, EPOCHS = 9, 3
@@ -240,7 +241,7 @@ def test_what_the_promise_depends_on_is_compared(tmp_path, monkeypatch, no_probe
     found["environment"] |= {"torch": "2.0.0", "threads": 64}
     file.write_text(json.dumps(found))
     run_in(tmp_path, monkeypatch, "resume=run")
-    changes = [f"threads 64 -> {torch.get_num_threads()}", f"torch 2.0.0 -> {torch.__version__}"]
+    changes = [f"threads 64 -> {torch.get_num_threads()}", f"torch 2.0.0 -> {versions()['torch']}"]
     assert f"not as it was: {', '.join(changes)}; the result may differ" in capfd.readouterr().out
     assert json.loads((tmp_path / "run" / "card.json").read_text())["provenance"]["changes"] == changes
 

@@ -30,6 +30,28 @@ def interpolation(old: int, new: int) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True)
 
 
+def averaging(old: int, new: int) -> Tensor:
+    """The matrix (new, old) of averages over pieces as equal as can be, as torch's adaptive pooling cuts them."""
+    matrix = torch.zeros(new, old)
+    for k in range(new):
+        first, last = k * old // new, -(-(k + 1) * old // new)
+        matrix[k, first:last] = 1 / (last - first)
+    return matrix
+
+
+def average(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B, C, H, W) averaged down to `size`: `adaptive_avg_pool2d`, with a deterministic gradient on CUDA too."""
+    if not (images.is_cuda and torch.is_grad_enabled()):
+        return F.adaptive_avg_pool2d(images, size)
+    return average_by_matrices(images, size)
+
+
+def average_by_matrices(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """What `average` gives, as products with two small matrices."""
+    rows, columns = (averaging(old, new).to(images) for old, new in zip(images.shape[2:], size, strict=True))
+    return rows @ images @ columns.t()
+
+
 def resample_grid(tokens: Tensor, grid: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
     """Tokens (B, h w, D) on a grid (h, w), in the order of rows, to one of (H, W): (B, H W, D).
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from effvit_train.errors import UserError
+from effvit_train.models.resample import average
 from effvit_train.models.tokens.change import blocks_of, reduced
 from effvit_train.models.tokens.steps import to_grid
 from effvit_train.taps import Taps
@@ -84,7 +84,7 @@ def _pool(x: Tensor, grid: int, to: int) -> Tensor:
     if grid == to:
         return x
     image = x.transpose(1, 2).unflatten(2, (grid, grid))
-    return F.adaptive_avg_pool2d(image, to).flatten(2).transpose(1, 2)
+    return average(image, (to, to)).flatten(2).transpose(1, 2)
 
 
 def resolve(index: int, names: Sequence[str], *, key: str, whose: str) -> str:

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from effvit_train.models.attention.base import Site, Swapped, rectangles
 from effvit_train.models.attention.settings import count
+from effvit_train.models.resample import averaging
 
 _SIDE = 2  # patches per side that become a row at first, where nothing is said
 _MOST = 16  # rows per side then: the paper's 256
@@ -69,14 +70,5 @@ def averages(count_: int, grid: tuple[int, int]) -> Tensor:
     """(count, patches): each row the average over a rectangle of the grid, or over a piece of it row by row."""
     pair = rectangles(count_, grid)
     if pair is None:
-        return _pieces(count_, grid[0] * grid[1])
-    return torch.kron(_pieces(pair[0], grid[0]), _pieces(pair[1], grid[1]))
-
-
-def _pieces(count_: int, size: int) -> Tensor:
-    """(count, size): averages over pieces as equal as can be, as torch's adaptive pooling cuts them."""
-    matrix = torch.zeros(count_, size)
-    for k in range(count_):
-        first, last = k * size // count_, -(-(k + 1) * size // count_)
-        matrix[k, first:last] = 1 / (last - first)
-    return matrix
+        return averaging(grid[0] * grid[1], count_)
+    return torch.kron(averaging(grid[0], pair[0]), averaging(grid[1], pair[1]))

@@ -23,6 +23,7 @@ from effvit_train.models.attention.base import (
 )
 from effvit_train.models.attention.forms import ARGS
 from effvit_train.models.attention.settings import count
+from effvit_train.models.resample import average
 
 _SIDE = 3  # patches per side of a segment, where nothing is said
 _MOST = 8  # landmarks per side then: the paper's 64, for the pseudo-inverse grows with their cube
@@ -90,7 +91,7 @@ class Nystrom(Swapped):
 
     def _landmarks(self, tokens: Tensor) -> Tensor:
         grid, n = self.grid_of(tokens.shape[2]), self.prefix
-        means = F.adaptive_avg_pool2d(to_maps(tokens[:, :, n:], grid), self.landmarks)
+        means = average(to_maps(tokens[:, :, n:], grid), self.landmarks)
         return torch.cat([tokens[:, :, :n], from_maps(means, self.num_heads)], dim=2)
 
     @override

@@ -15,6 +15,7 @@ from effvit_train.errors import UserError
 from effvit_train.models.attention.base import Site, Swapped, from_maps, to_maps
 from effvit_train.models.attention.forms import ARGS
 from effvit_train.models.attention.settings import count
+from effvit_train.models.resample import average
 
 _STRIDE = 2
 
@@ -61,7 +62,7 @@ class Pooled(Swapped):
     def _pool(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         maps = to_maps(patches, grid)
         if self.size is not None:
-            maps = F.adaptive_avg_pool2d(maps, self.size)
+            maps = average(maps, (self.size, self.size))
         else:
             assert self.stride is not None
             kernel = (min(self.stride, grid[0]), min(self.stride, grid[1]))
