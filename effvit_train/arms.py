@@ -1,4 +1,7 @@
-"""Runs that differ in nothing but their seed are one arm: what its mean says, a single run does not."""
+"""Runs that differ in nothing but their seed are one arm: what its mean says, a single run does not.
+
+The order of a stream's tasks (`dataset.stream_order`) is a draw like the seed.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from effvit_train.card import Card
 from effvit_train.collect import Entry
 
 PRIVATE = "dp_sgd"
@@ -19,6 +23,7 @@ _ELSEWHERE = (
     "privacy",
     "dataset.root",
     "dataset.num_workers",
+    "dataset.stream_order",
     "trainer.max_epochs",
     "trainer.num_threads",
     "trainer.progress_bar",
@@ -106,6 +111,14 @@ def settings_of(entry: Entry) -> Settings:
     )
 
 
+def draw_of(card: Card) -> Any:
+    """Which draw of chance a run is: its seed, and with it the order of its stream where one was drawn."""
+    seed = card.run.get("seed")
+    overrides = [str(item).lstrip("+").partition("=") for item in card.run.get("overrides") or []]
+    order = [value for key, _, value in overrides if key == "dataset.stream_order" and value != "null"]
+    return f"{seed} (order {order[-1]})" if order else seed
+
+
 def arms(entries: Iterable[Entry]) -> list[Arm]:
     """Group runs into arms, in the order of each arm's first run.
 
@@ -115,7 +128,7 @@ def arms(entries: Iterable[Entry]) -> list[Arm]:
     groups: dict[Settings, dict[Any, Entry]] = {}
     for number, entry in enumerate(entries):
         settings = settings_of(entry)
-        twin = number if PRIVATE in settings.techniques else entry.card.run.get("seed")
+        twin = number if PRIVATE in settings.techniques else draw_of(entry.card)
         groups.setdefault(settings, {})[twin] = entry
     labels = _labels(list(groups))
     return [

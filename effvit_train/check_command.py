@@ -22,6 +22,8 @@ from effvit_train.proportions import wilson
 from effvit_train.report import format as fmt
 from effvit_train.report.audit_facts import interval as audited_interval
 from effvit_train.report.inputs import test_count
+from effvit_train.report.stream_facts import AXIS, stream_of
+from effvit_train.report.stream_intervals import stream_interval
 
 # Shares of the test images, whose intervals a card does not hold.
 _OF_TEST_IMAGES = ("quality/accuracy", "quality/top5")
@@ -130,7 +132,7 @@ def lines(entry: Entry, budgets: Iterable[Budget], *, confident: bool) -> list[L
             verdict,
             _interval(entry.card, verdict),
             confident,
-            "" if verdict.value is not None else _remedy(entry.run_dir, verdict.budget.key),
+            "" if verdict.value is not None else _remedy(entry, verdict.budget.key),
         )
         for verdict in judge(entry.card, budgets)
     ]
@@ -185,10 +187,16 @@ def _interval(card: Card, verdict: Verdict) -> tuple[float, float] | None:
     tested = test_count(card)
     if verdict.budget.key in _OF_TEST_IMAGES and tested:
         return wilson(round(verdict.value * tested), tested)
-    return audited_interval(card, verdict.budget.key)
+    of = stream_interval if verdict.budget.key.startswith(AXIS) else audited_interval
+    return of(card, verdict.budget.key)
 
 
-def _remedy(run: Path, key: str) -> str:
+def _remedy(entry: Entry, key: str) -> str:
+    if key.startswith(AXIS):
+        if stream_of(entry.card) is None:
+            return "train with dataset.stream=class, domain or data"
+        return "leave this budget out: this stream cannot have it"
+    run = entry.run_dir
     return _NEEDED.get(key, "effvit audit {run} audit=full").format(run=shlex.quote(str(run)))
 
 

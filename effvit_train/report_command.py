@@ -53,8 +53,9 @@ def report(argv: Sequence[str]) -> None:
 
     from effvit_train.budgets import full_key, parse_budgets
     from effvit_train.collect import collect
-    from effvit_train.report.frontier.study import study
+    from effvit_train.report.frontier.study import several_streams, study
     from effvit_train.report.frontier.write import Y, default_x
+    from effvit_train.report.stream_facts import AXIS
 
     x = full_key(options.x, key="--x") if options.x else None
     y = [full_key(name, key="--y") for name in options.y] or [Y]
@@ -67,6 +68,11 @@ def report(argv: Sequence[str]) -> None:
         )
     out = options.out or _common(options.runs)
     ensure_writable(out, key="--out")
+    keys = [x, *y, *(budget.key for budget in budgets)]
+    if any(key.startswith(AXIS) for key in keys) and (streams := several_streams(runs)):
+        print(
+            f"warning: the runs learnt from different streams ({streams}): continual/* is of other tasks in each"
+        )
     if options.summary:
         from effvit_train.report.summary.write import write as write_summary
 

@@ -20,6 +20,7 @@ from effvit_train.parts import Keeper
 from effvit_train.predictions import predict
 
 NAME = "stream"
+CURVE = "continual/accuracy_task_"  # and the number of the task, from 1
 
 
 class Streaming(pl.Callback):
@@ -67,6 +68,7 @@ class Streaming(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the task that is due."""
         module: Any = pl_module
+        module.figures = {name: value for name, value in module.figures.items() if not name.startswith(CURVE)}
         task = self.stream.task_at(trainer.current_epoch)
         if task < self.begun:
             return
@@ -88,12 +90,17 @@ class Streaming(pl.Callback):
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Test after the last epoch of a task."""
+        module: Any = pl_module
         epochs = trainer.current_epoch + 1
         task = self.stream.task_at(trainer.current_epoch)
-        if epochs % self.stream.epochs or len(self.accuracy) > task:
+        if epochs % self.stream.epochs:
             return
-        seconds = self._spent + time.monotonic() - self._since
-        self._end(trainer, pl_module, task, self.stream.epochs * int(trainer.num_training_batches), seconds)
+        if len(self.accuracy) <= task:
+            seconds = self._spent + time.monotonic() - self._since
+            self._end(trainer, module, task, self.stream.epochs * int(trainer.num_training_batches), seconds)
+        module.figures |= {
+            f"{CURVE}{j + 1}": value for j, value in enumerate(self.accuracy[task][: task + 1])
+        }
 
     def _end(self, trainer: pl.Trainer, module: Any, task: int, steps: int = 0, seconds: float = 0.0) -> None:
         for keeper in self.keepers:
@@ -140,8 +147,8 @@ class Streaming(pl.Callback):
                 {"name": t.name, "classes": list(t.classes), "train": len(t.train), "test": len(t.test)}
                 for t in self.stream.tasks
             ],
-            "epochs_per_task": self.stream.epochs, "accuracy": self.accuracy, "within_task": self.within,
-            "before": self.start, "costs": self.costs,
+            "epochs_per_task": self.stream.epochs, "first": self.stream.first, "accuracy": self.accuracy,
+            "within_task": self.within, "before": self.start, "costs": self.costs,
         }  # fmt: skip
 
     def _settle(self, module: Any) -> None:

@@ -45,6 +45,8 @@ def _taken(key: str) -> str:
         return "always"
     if key.startswith("privacy/"):
         return "with `audit.canaries`" if "lower_bound" in key else "quick"
+    if key.startswith("continual/"):
+        return "with `dataset.stream`"
     (part,) = (part for part in PARTS.values() if key in part.keys)
     return "quick" if part.quick else "full"
 

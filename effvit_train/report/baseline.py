@@ -11,6 +11,7 @@ from effvit_train.card import Card
 from effvit_train.errors import UserError
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.report.inputs import added, as_list, fingerprint, read_record
+from effvit_train.report.stream_facts import differ
 from effvit_train.runs import fingerprint_of
 
 MAX_CARDS = 300
@@ -144,6 +145,8 @@ def _differs(card: Card, other: Card, data: str) -> str:
         return "saw one batch only" if other.run.get("fast_dev_run") else "was trained in full"
     if fingerprint(other) != data:
         return "has other data or another split"
+    if streams := differ(other, card):
+        return f"learnt from another stream: {streams}"
     if other.run.get("epochs") != card.run.get("epochs"):
         return f"has {other.run.get('epochs')} epochs, not {card.run.get('epochs')}"
     return ""

@@ -14,6 +14,8 @@ from effvit_train.report.audit_facts import interval
 from effvit_train.report.baseline import Baseline
 from effvit_train.report.inputs import Predictions, as_dict, read_predictions, test_count
 from effvit_train.report.mistakes import Paired, paired
+from effvit_train.report.stream_facts import AXIS, differ
+from effvit_train.report.stream_intervals import stream_interval
 from effvit_train.runs import RunDir
 
 SIGNIFICANT = 0.05
@@ -74,6 +76,8 @@ class Comparison:
 
 
 def _doubt(key: str, card: Card, other: Card) -> str:
+    if key.startswith(AXIS) and differ(card, other):
+        return "other stream"
     # The bound's size is that of the chain of layers first of all.
     if key == "spectral/log_norm_bound" and card.measures.get("cost/params") != other.measures.get(
         "cost/params"
@@ -87,7 +91,8 @@ def _covers_zero(key: str, card: Card, other: Card) -> bool:
 
     Both models saw the same images, which this leaves out: the interval is too wide rather than too narrow.
     """
-    here, there = interval(card, key), interval(other, key)
+    of = stream_interval if key.startswith(AXIS) else interval
+    here, there = of(card, key), of(other, key)
     now, before = card.measures.get(key), other.measures.get(key)
     if here is None or there is None or now is None or before is None:
         return False

@@ -15,7 +15,7 @@ NONE = "–"
 # Measured by a clock or by the system: repeats differ by a few per cent on the same model.
 TIMED = (
     "cost/latency_ms", "cost/latency_p95_ms", "cost/throughput", "cost/memory_mb", "cost/train_seconds",
-    "cost/energy_j", "complexity/latency_exponent", "complexity/memory_bound_share",
+    "cost/energy_j", "complexity/latency_exponent", "complexity/memory_bound_share", "continual/seconds_per_task",
 )  # fmt: skip
 TIMED_NOISE = 0.10
 

@@ -9,6 +9,7 @@ from effvit_train.files import write_text
 from effvit_train.report import (
     audited,
     chart360,
+    continual,
     deployed,
     pruning,
     resolution,
@@ -56,6 +57,7 @@ def render(run_dir: Path, *, baseline: Baseline | None = None) -> str:
             sections.tiles(data, comparison),
             chart if compared else "",
             sections.curves(data, comparison),
+            continual.section(data),
             sections.mistakes(data),
             *audited.sections(data),
             "" if compared else chart,  # a list then: pictures first

@@ -11,6 +11,7 @@ from effvit_train.report import mistakes as errors
 from effvit_train.report.charts import SMALL_MATRIX, Series, clip, escape, line_chart, matrix
 from effvit_train.report.compare import Comparison
 from effvit_train.report.inputs import Curve, RunData, read_curves
+from effvit_train.report.stream_facts import stream_of
 from effvit_train.runs import RunDir
 
 HEADLINE = (
@@ -25,6 +26,9 @@ def header(data: RunData, comparison: Comparison) -> str:
     """Title, what was done, warnings and the verdict."""
     run = data.card.run
     facts = [words.what_was_done(data.card)]
+    stream = stream_of(data.card)
+    if stream is not None:
+        facts.append(stream.title)
     if run.get("epochs") is not None:
         facts.append(f"{run['epochs']} epoch{'' if run['epochs'] == 1 else 's'}")
     if run.get("seed") is not None:

@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from effvit_train.card import MEASURES, Card
-from effvit_train.report import deployed, resolution, teacher
+from effvit_train.report import continual, deployed, resolution, teacher
 from effvit_train.report import format as fmt
 from effvit_train.report.baseline import Baseline
 from effvit_train.report.commands import next_commands
 from effvit_train.report.compare import Comparison
 from effvit_train.report.inputs import as_list, is_private, test_count
+from effvit_train.report.stream_facts import stream_of
 from effvit_train.report.words import no_baseline, plain
 
 __all__ = ["card_table", "cost_table", "next_commands"]
@@ -29,6 +30,7 @@ def card_table(card: Card, baseline: Baseline) -> RenderableType:
     return Group(
         _title(card),
         *_axes(card, Comparison(card, baseline)),
+        continual.terminal_table(card),
         deployed.terminal_table(card),
         _footer(card, baseline),
     )
@@ -107,6 +109,9 @@ def _title(card: Card) -> Text:
     done = as_list(card.run.get("compress"))
     done += [str(card.run["privacy"])] if is_private(card) else []
     facts = [", ".join(done) if done else "uncompressed"]
+    stream = stream_of(card)
+    if stream is not None:
+        facts.append(stream.title)
     if card.run.get("seed") is not None:
         facts.append(f"seed {card.run['seed']}")
     if card.run.get("epochs") is not None:
@@ -120,7 +125,7 @@ def _title(card: Card) -> Text:
 
 
 def _footer(card: Card, baseline: Baseline) -> Text:
-    lines = [line for line in (resolution.line(card), teacher.line(card)) if line]
+    lines = [line for line in (continual.line(card), resolution.line(card), teacher.line(card)) if line]
     text = Text("".join(f"{line}\n" for line in lines), "dim")
     if baseline.card is None:
         return text.append(no_baseline(card, baseline))

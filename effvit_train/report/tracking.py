@@ -23,6 +23,7 @@ from effvit_train.report.baseline import Baseline, find_baseline
 from effvit_train.report.compare import Comparison
 from effvit_train.report.html import page
 from effvit_train.report.inputs import is_private
+from effvit_train.report.stream_facts import StreamFacts, stream_of
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -74,7 +75,12 @@ class Tracker:
         columns: list[str | int] = ["run", *(f"{key} [{MEASURES[key].unit}]" for key in _FRONTIER)]
         row = [card.run.get("name"), *(card.measures.get(key) for key in _FRONTIER)]
         chart = wandb.Html(_chart(card), inject=False, data_is_not_path=True)
-        self._run.log({"card/frontier": wandb.Table(columns=columns, data=[row]), "card/360": chart})
+        tables = {"card/frontier": wandb.Table(columns=columns, data=[row])}
+        stream = stream_of(card)
+        if stream is not None:
+            names: list[str | int] = ["after_task", "on_task", "name", "accuracy", "within_task"]
+            tables["card/continual"] = wandb.Table(columns=names, data=matrix_rows(stream))
+        self._run.log({**tables, "card/360": chart})
 
     def media(self, values: Mapping[str, Any]) -> None:
         """Log tables and charts."""
@@ -87,6 +93,21 @@ class Tracker:
         if run is not None:
             with contextlib.suppress(OSError):  # its own log, on a full disk; ours has told by now
                 run.finish(exit_code=1 if failed else 0)
+
+
+def matrix_rows(stream: StreamFacts) -> list[list[Any]]:
+    """A row for each accuracy of a stream: after which task and on which, from 1; its name; among all classes, its own."""
+    return [
+        [
+            row + 1,
+            task + 1,
+            stream.tasks[task].name,
+            value,
+            stream.within[row][task] if stream.within else None,
+        ]
+        for row in stream.rows
+        for task, value in enumerate(stream.accuracy[row])
+    ]
 
 
 def _chart(card: Card) -> str:

@@ -14,11 +14,12 @@ from effvit_train.report.ab.rows import Row, corrected, of_runs
 from effvit_train.report.ab.sides import Side
 from effvit_train.report.baseline import Baseline
 from effvit_train.report.compare import Comparison
+from effvit_train.report.stream_facts import AXIS, SAMPLED, groups_differ
 
 PRICE = "cost per million images"
 # Measured on images or by an attack: two numbers without a test decide nothing.
 _SAMPLED = ("quality/", "robustness/", "calibration/", "fairness/", "transparency/", "approximation/", "privacy/mia",
-            "privacy/epsilon_lower_bound")  # fmt: skip
+            "privacy/epsilon_lower_bound", *SAMPLED)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,19 @@ def same_conditions(a: Side, b: Side) -> bool:
     )
 
 
+def other_streams(a: Side, b: Side) -> str:
+    """In what the runs' streams differ, in a few words; empty where both sides have the same ones, or none."""
+    return groups_differ([entry.card for entry in a.entries], [entry.card for entry in b.entries])
+
+
+def continual(a: Side, b: Side) -> list[Cost]:
+    """What both cards say of a stream; nothing where the streams differ, as their numbers are of other tasks."""
+    if other_streams(a, b):
+        return []
+    found = [_plain(key, a, b) for key in MEASURES if key.startswith(AXIS)]
+    return [one for one in found if one.change is not None]
+
+
 def costs(a: Side, b: Side) -> list[Cost]:
     """All of `cost/*`."""
     return [_plain(key, a, b) for key in MEASURES if key.startswith("cost/")]
@@ -78,15 +92,17 @@ def costs(a: Side, b: Side) -> list[Cost]:
 
 def others(a: Side, b: Side, shown: Sequence[str]) -> list[Cost]:
     """What both cards measure beside costs and the keys in `shown`: without a test."""
-    keys = [key for key in MEASURES if not key.startswith("cost/") and key not in shown]
+    without = ("cost/", AXIS) if other_streams(a, b) else ("cost/",)
+    keys = [key for key in MEASURES if not key.startswith(without) and key not in shown]
     return [found for key in keys if (found := _plain(key, a, b)).change is not None]
 
 
 def over_seeds(a: Side, b: Side, *, pairs: bool, level: float) -> list[Row]:
     """Every measure but the accuracy and costs that all runs have, tested on the seeds."""
     rows, ways = [], []
+    without = ("cost/", AXIS) if other_streams(a, b) else ("cost/",)
     for key, measure in MEASURES.items():
-        if key.startswith("cost/") or key == "quality/accuracy":
+        if key.startswith(without) or key == "quality/accuracy":
             continue
         of_a, of_b = a.values(key), b.values(key)
         if of_a is not None and of_b is not None:

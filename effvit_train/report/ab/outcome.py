@@ -63,6 +63,7 @@ class Outcome:
         costs: all of `cost/*`.
         others: measures that are not tested.
         priced: a million images; None without a price list.
+        streams: in what the runs' streams differ, so that `continual/*` is not compared; or empty.
     """
 
     level: float
@@ -81,6 +82,7 @@ class Outcome:
     costs: list[Cost] = field(default_factory=list)
     others: list[Cost] = field(default_factory=list)
     priced: Priced | None = None
+    streams: str = ""
 
     @property
     def winner(self) -> Side | None:
@@ -133,7 +135,7 @@ def compare_sides(
             for column, of_image in (groups or {}).items()
         ],
         no_groups if images is not None else "", cards.costs(a, b), cards.others(a, b, shown),
-        None if prices is None else cards.priced(a, b, prices),
+        None if prices is None else cards.priced(a, b, prices), cards.other_streams(a, b),
     )  # fmt: skip
 
 

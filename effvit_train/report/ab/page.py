@@ -8,7 +8,7 @@ from importlib import resources
 
 from effvit_train.report import format as fmt
 from effvit_train.report import markup
-from effvit_train.report.ab import tables, words
+from effvit_train.report.ab import cards, tables, words
 from effvit_train.report.ab.flips import Flip
 from effvit_train.report.ab.numbers import MIN_CELL
 from effvit_train.report.ab.outcome import ACCURACY, Outcome
@@ -35,8 +35,9 @@ def render(outcome: Outcome, data: Shown, *, shown: int) -> str:
     body = "\n".join(
         part
         for part in (
-            _header(outcome), _tiles(outcome), _agreement(outcome), _flipped(outcome, data, shown),
-            _classes(outcome), _groups(outcome), _measures(outcome), _costs(outcome), _others(outcome),
+            _header(outcome), _streams(outcome), _tiles(outcome), _agreement(outcome), _flipped(outcome, data, shown),
+            _classes(outcome), _groups(outcome), _measures(outcome), _continual(outcome), _costs(outcome),
+            _others(outcome),
             _method(outcome), _commands(outcome),
         )
         if part
@@ -57,6 +58,11 @@ def _header(outcome: Outcome) -> str:
         f'<p class="verdict">{markup.text(words.verdict(outcome))}</p>\n'
         f'<p class="notice">Not paired image by image: {markup.text(outcome.why_not)}.</p>\n</header>'
     )
+
+
+def _streams(outcome: Outcome) -> str:
+    note = words.streams(outcome)
+    return f'<p class="notice">{markup.text(note)}</p>' if note else ""
 
 
 def _side(side: Side) -> str:
@@ -221,6 +227,11 @@ def _measures(outcome: Outcome) -> str:
     return markup.section(
         "Other measures", table + hints(how) + _many(outcome, len(outcome.measures), "measures")
     )
+
+
+def _continual(outcome: Outcome) -> str:
+    rows = cards.continual(outcome.a, outcome.b)
+    return markup.section("Continual learning", tables.costs(rows, None)) if rows else ""
 
 
 def _costs(outcome: Outcome) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from effvit_train.arms import PRIVATE, Arm, arms
+from effvit_train.arms import PRIVATE, Arm, arms, draw_of
 from effvit_train.collect import Entry, collect
 from effvit_train.errors import UserError
 
@@ -32,8 +32,8 @@ class Side:
 
     @property
     def seeds(self) -> list[Any]:
-        """The seed of each run."""
-        return [entry.card.run.get("seed") for entry in self.entries]
+        """The seed of each run, with the order of its stream where one was drawn."""
+        return [draw_of(entry.card) for entry in self.entries]
 
     def values(self, key: str) -> list[float] | None:
         """A measure of each run; None where a run lacks it."""
@@ -142,10 +142,10 @@ def _labels(a: Arm, b: Arm) -> tuple[str, str]:
 
 
 def _seeds(arm: Arm) -> str:
-    seeds = [str(entry.card.run.get("seed")) for entry in arm.entries]
+    seeds = [str(draw_of(entry.card)) for entry in arm.entries]
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
 
 
 def _side(name: str, label: str, arm: Arm) -> Side:
-    entries = sorted(arm.entries, key=lambda entry: str(entry.card.run.get("seed")).rjust(20))
+    entries = sorted(arm.entries, key=lambda entry: str(draw_of(entry.card)).rjust(40))
     return Side(name, label, tuple(entries), PRIVATE in arm.settings.techniques)

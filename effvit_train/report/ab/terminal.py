@@ -9,14 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from effvit_train.report import format as fmt
-from effvit_train.report.ab import words
+from effvit_train.report.ab import cards, words
 from effvit_train.report.ab.cards import Cost
 from effvit_train.report.ab.outcome import Outcome
 from effvit_train.report.ab.rows import Row
 from effvit_train.report.ab.sides import Side
+from effvit_train.report.stream_facts import SAMPLED
 from effvit_train.report.terminal import COLOURS
 
-_MEASURES = ("quality/balanced_accuracy", "quality/nll", "calibration/brier", "calibration/ece")
+_MEASURES = ("quality/balanced_accuracy", "quality/nll", "calibration/brier", "calibration/ece", *SAMPLED)
 _PARTS = 8  # classes and groups that are named
 _SHORT = {"quality/nll": "Neg. log-likelihood", "calibration/ece": "Calibration error"}
 _COSTS = (
@@ -33,7 +34,8 @@ def table(outcome: Outcome) -> RenderableType:
         _sides(outcome), Text(""),
         *([] if headline is None else [_tested(outcome, [headline, *rows]), Text("")]),
         *[Text(line, "dim") for line in _flipped(outcome)],
-        _costs(outcome), Text(""), Text(words.verdict(outcome), "bold"),
+        _costs(outcome), *_continual(outcome), Text(""), Text(words.verdict(outcome), "bold"),
+        *([Text(note, "yellow")] if (note := words.streams(outcome)) else []),
         *([Text(note, "dim")] if (note := words.scope(outcome)) else []),
     )  # fmt: skip
 
@@ -101,6 +103,19 @@ def _costs(outcome: Outcome) -> RenderableType:
                 _change(change, priced.reason if number == 0 else ""),
             )  # fmt: skip
     return grid
+
+
+def _continual(outcome: Outcome) -> list[RenderableType]:
+    """What both cards say of one stream, where no test over seeds has told it."""
+    tested = {row.name for row in outcome.measures}
+    rows = [cost for cost in cards.continual(outcome.a, outcome.b) if cost.key not in tested]
+    if not rows:
+        return []
+    grid = _grid(4)
+    grid.add_row(*(Text(title, "dim") for title in ("Continual", "A", "B", "B is")))
+    for cost in rows:
+        grid.add_row(*_cost(cost))
+    return [Text(""), grid]
 
 
 def _cost(cost: Cost) -> list[RenderableType]:

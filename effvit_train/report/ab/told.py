@@ -26,7 +26,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         },
         "a": _side(outcome.a), "b": _side(outcome.b), "paired_by_seed": outcome.pairs,
         "test_images": None if outcome.images is None else len(outcome.images.labels),
-        "not_paired_by_image": outcome.why_not or None,
+        "not_paired_by_image": outcome.why_not or None, "different_streams": outcome.streams or None,
         "accuracy": None if headline.accuracy is None else {
             **_row(headline.accuracy), "needed": headline.needed,
             "interval_over_test_images": None if chance is None else list(chance),

@@ -138,6 +138,13 @@ def scope(outcome: Outcome) -> str:
     return f"{text} {outcome.caveat}".strip()
 
 
+def streams(outcome: Outcome) -> str:
+    """A warning where the runs learnt from different streams; else empty."""
+    if not outcome.streams:
+        return ""
+    return f"The runs learnt from different streams ({outcome.streams}): continual/* is of other tasks and not compared."
+
+
 def _interval(outcome: Outcome, row: Row, low: float | None, high: float | None) -> str:
     """Of the winner's lead in points, or of B minus A where there is no winner."""
     if low is None or high is None:

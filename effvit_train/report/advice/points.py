@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from effvit_train.arms import PRIVATE, Arm
+from effvit_train.arms import PRIVATE, Arm, draw_of
 from effvit_train.collect import Entry
 from effvit_train.measures import MEASURES
 from effvit_train.report import format as fmt
 from effvit_train.report.advice.estimate import Estimate, Sample, difference, mean
 from effvit_train.report.inputs import as_dict
+from effvit_train.report.stream_facts import AXIS, groups_differ
 
 # Counted from the architecture: equal values do not vary, and one run tells them.
 COUNTED = (
@@ -72,7 +73,7 @@ class Point:
             number = entry.card.measures.get(key)
             if number is None or (is_amount(key) and number <= 0):
                 continue
-            found.append((entry.card.run.get("seed"), math.log(number) if is_amount(key) else number))
+            found.append((draw_of(entry.card), math.log(number) if is_amount(key) else number))
         return found
 
     def mean(self, key: str) -> Estimate | None:
@@ -95,7 +96,13 @@ class Pair:
     having: Point
 
     def difference(self, key: str) -> Estimate | None:
-        """What the lever does to a measure here; None where a side lacks it or was timed under other conditions."""
+        """What the lever does to a measure here; None where a side lacks it or was timed under other conditions.
+
+        None too where the measure is of a stream and the sides learnt from different ones.
+        """
+        sides = [[entry.card for entry in point.arm.entries] for point in (self.without, self.having)]
+        if key.startswith(AXIS) and groups_differ(*sides):
+            return None
         before, after = self.without.samples(key), self.having.samples(key)
         if not before or not after or (key in fmt.TIMED and not self.same_conditions):
             return None

@@ -14,6 +14,7 @@ from effvit_train.collect import Collected, Entry
 from effvit_train.report import format as fmt
 from effvit_train.report.audit_facts import number
 from effvit_train.report.inputs import as_dict
+from effvit_train.report.stream_facts import groups_differ
 
 Column = list[float | None]
 
@@ -113,6 +114,16 @@ def study(found: Collected) -> Study:
     place_of = {id(entry): place for place, entry in enumerate(entries)}
     rows = tuple(tuple(place_of[id(entry)] for entry in arm.entries) for arm in every)
     return Study(entries, _told_apart(sets), set_of, tuple(every), tuple(set_of_arm), arm_of, rows, found)
+
+
+def several_streams(study: Study) -> str:
+    """In what the streams of arms on the same data differ, of the first two that do; empty where none do."""
+    first: dict[int, list[Card]] = {}
+    for arm, place in zip(study.arms, study.set_of_arm, strict=True):
+        cards = [entry.card for entry in arm.entries]
+        if found := groups_differ(first.setdefault(place, cards), cards):
+            return found
+    return ""
 
 
 def value(card: Card, key: str) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from effvit_train.budgets import Budget, Verdict
 from effvit_train.report import format as fmt
 from effvit_train.report.frontier.privacy import Composed
+from effvit_train.report.stream_facts import DATA, StreamFacts
 from effvit_train.report.summary.choice import ACCURACY, Choice, Option
 from effvit_train.report.summary.facts import Facts
 from effvit_train.report.summary.sheet import (
@@ -227,7 +228,7 @@ def _cost(facts: Facts) -> Part:
 
 
 def _risk(facts: Facts) -> Part:
-    lines = []
+    lines = [] if facts.stream is None else [_learnt(facts.stream)]
     damaged = facts.get("robustness/corruption_accuracy")
     if damaged is not None:
         lines.append(
@@ -266,6 +267,23 @@ def _risk(facts: Facts) -> Part:
             f"{of_hundred(members)[1]:,} pairs (50 of 100 is guessing); better attacks may exist."
         )
     return Part("Risk", "", "", lines)
+
+
+def _learnt(stream: StreamFacts) -> str:
+    """How it came to what it knows, and what it has forgotten on the way."""
+    text = f"It learnt its data in {len(stream.tasks)} parts, one after the other."
+    last = stream.accuracy[-1]
+    if stream.kind == DATA:
+        first = stream.accuracy[stream.rows[0]]
+        return f"{text} After the first part it got {fmt.percent(first[-1])} right, after the last {fmt.percent(last[-1])}."
+    worst = stream.forgotten
+    if worst is None:
+        return f"{text} Later parts have made it forget nothing of earlier ones."
+    doubt = ", a difference that chance explains" if worst.chance else ""
+    return (
+        f"{text} Of part {worst.task + 1} ({stream.tasks[worst.task].name}) it has forgotten most: it got "
+        f"{fmt.percent(worst.best)} of its images right, and now {fmt.percent(worst.end)}{doubt}."
+    )
 
 
 def _search(spent: Composed | None) -> list[str]:

@@ -12,6 +12,7 @@ from effvit_train.report.audit_facts import count, part, word
 from effvit_train.report.frontier.privacy import Composed
 from effvit_train.report.frontier.study import Study, data_name, reason, value
 from effvit_train.report.inputs import as_dict, is_private, test_count
+from effvit_train.report.stream_facts import StreamFacts, stream_of
 from effvit_train.report.summary.choice import ACCURACY, Option, chance, within_chance
 
 # What a decision may hang on, and the measure that would tell: in this order on the page.
@@ -62,6 +63,7 @@ class Facts:
         worst_group: its name.
         attacker: how often who guesses whether an image was trained on is right at most, under differential privacy.
         search: what the private trainings of the search have spent; None without any.
+        stream: what it learnt task by task; None where all data came at once.
         missing: topic -> reason.
     """
 
@@ -79,6 +81,7 @@ class Facts:
     worst_group: str
     attacker: float | None
     search: Composed | None
+    stream: StreamFacts | None
     missing: dict[str, str]
 
     def get(self, key: str) -> float | None:
@@ -118,6 +121,7 @@ def facts(study: Study, option: Option, privacy: Sequence[Composed]) -> Facts:
         _worst_group(card),
         None if epsilon is None else attacker(epsilon, delta or 0.0),
         next((one for one in privacy if 0 in one.places), None) if epsilon is not None else None,
+        stream_of(card),
         missing,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from effvit_train.budgets import Budget, Verdict
 from effvit_train.report import format as fmt
 from effvit_train.report.frontier.privacy import Composed
+from effvit_train.report.stream_facts import DATA, StreamFacts
 from effvit_train.report.summary.choice import ACCURACY, Choice, Option
 from effvit_train.report.summary.facts import Facts
 from effvit_train.report.summary.sheet import (
@@ -35,6 +36,7 @@ _LABELS = {
     "robustness/pgd_accuracy": "攻撃（PGD）下の正解率", "robustness/autoattack_accuracy": "攻撃（AutoAttack）下の正解率",
     "calibration/ece": "確信度の誤差（ECE）", "fairness/worst_group_accuracy": "最も低いグループの正解率",
     "fairness/accuracy_gap": "グループ間の正解率の差", "privacy/epsilon": "プライバシー損失 ε",
+    "continual/average_accuracy": "全タスクの平均正解率", "continual/forgetting": "忘却の度合い",
     "privacy/delta": "プライバシー δ", "privacy/mia_auc": "学習データの推定攻撃（AUC）",
 }  # fmt: skip
 _SIGNS = {"<=": "以下", ">=": "以上", "<": "未満", ">": "超"}
@@ -230,7 +232,7 @@ def _cost(facts: Facts) -> Part:
 
 
 def _risk(facts: Facts) -> Part:
-    lines = []
+    lines = [] if facts.stream is None else [_learnt(facts.stream)]
     damaged = facts.get("robustness/corruption_accuracy")
     if damaged is not None:
         lines.append(f"ぼけやノイズなどで劣化した画像：{_of(damaged)}が正解です。")
@@ -263,6 +265,24 @@ def _risk(facts: Facts) -> Part:
             "（無作為の場合は100組のうち50組）。より強力な攻撃がある可能性があります。"
         )
     return Part("リスク", "", "", lines)
+
+
+def _learnt(stream: StreamFacts) -> str:
+    """As in `english`."""
+    text = f"データを{len(stream.tasks)}回に分けて、順に学習したモデルです。"
+    last = stream.accuracy[-1]
+    if stream.kind == DATA:
+        first = stream.accuracy[stream.rows[0]]
+        return f"{text}正解率は、最初の学習後が{fmt.percent(first[-1])}、最後の学習後が{fmt.percent(last[-1])}です。"
+    worst = stream.forgotten
+    if worst is None:
+        return f"{text}後の学習によって、以前に学んだ内容の正解率が下がることはありませんでした。"
+    doubt = "（偶然の範囲内の差です）" if worst.chance else ""
+    return (
+        f"{text}後の学習によって以前に学んだ内容を忘れることがあり、最も忘れたのは{worst.task + 1}回目の内容"
+        f"（{stream.tasks[worst.task].name}）です。その画像の正解率は{fmt.percent(worst.best)}でしたが、現在は"
+        f"{fmt.percent(worst.end)}です{doubt}。"
+    )
 
 
 def _search(spent: Composed | None) -> list[str]:
