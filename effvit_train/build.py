@@ -140,6 +140,7 @@ def build(
         total_steps,
         say,
         data.stream,
+        data.labels_of,
     )
     refuse_training(model)
     attached: list[Attachment] = [technique.attach(config, context) for technique in active]
@@ -151,6 +152,7 @@ def build(
         seed=config.seed,
         terms=[term for attachment in attached for term in attachment.terms],
         label_weight=_product(attachment.label_weight for attachment in attached),
+        label_factors=[a.label_factor for a in attached if a.label_factor is not None],
         stream=stream,
         compiled=config.trainer.compile,
         views=[attachment.view for attachment in attached if attachment.view is not None],

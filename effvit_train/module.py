@@ -33,16 +33,24 @@ from effvit_train.taps import Taps
 
 
 class LabelTerm(Term):
-    """Cross entropy against the (smoothed, mixed) label distribution, shape (B,)."""
+    """Cross entropy against the (smoothed, mixed) label distribution, shape (B,).
+
+    Args:
+        weight: in the total loss.
+        factors: by which each sample counts, (B,) each.
+    """
 
     name = "label"
 
-    def __init__(self, weight: float = 1.0) -> None:
-        self.weight = weight
+    def __init__(self, weight: float = 1.0, factors: Sequence[Callable[[Step], Tensor]] = ()) -> None:
+        self.weight, self._factors = weight, list(factors)
 
     def __call__(self, step: Step) -> Tensor:
-        """Return `-sum_k target_k log softmax(logits)_k` for each sample."""
-        return -(step.targets * F.log_softmax(step.logits, dim=-1)).sum(dim=-1)
+        """Return `-sum_k target_k log softmax(logits)_k` for each sample, times its factors."""
+        loss = -(step.targets * F.log_softmax(step.logits, dim=-1)).sum(dim=-1)
+        for factor in self._factors:
+            loss = loss * factor(step)
+        return loss
 
 
 class VisionModule(pl.LightningModule):
@@ -60,6 +68,7 @@ class VisionModule(pl.LightningModule):
         seed: of everything random.
         terms: loss terms beside the label term.
         label_weight: weight of the label term.
+        label_factors: by which each sample's label term is multiplied (see `parts.Attachment`).
         stream: which view of a sample an epoch shows; None = a new one in every epoch.
         compiled: run the training forward through `torch.compile`.
         views: what the model is shown of a training step's images, one after another (see `parts.Attachment`).
@@ -83,6 +92,7 @@ class VisionModule(pl.LightningModule):
         seed: int,
         terms: Sequence[Term] = (),
         label_weight: float = 1.0,
+        label_factors: Sequence[Callable[[Step], Tensor]] = (),
         stream: AugmentStream | None = None,
         compiled: bool = False,
         views: Sequence[Callable[[Tensor, int, int], Tensor]] = (),
@@ -99,7 +109,7 @@ class VisionModule(pl.LightningModule):
         self.unsettled: set[str] = set()
         self.gradients: Gradients | None = None
         self.figures: dict[str, float] = {}
-        self.terms: list[Term] = [LabelTerm(label_weight), *terms]
+        self.terms: list[Term] = [LabelTerm(label_weight, label_factors), *terms]
         self.term_modules = nn.ModuleDict(
             {term.name: term.module for term in self.terms if term.module is not None}
         )

@@ -226,6 +226,7 @@ class Attachment:
     Attributes:
         terms: loss terms to add.
         label_weight: factor on the weight of the label term.
+        label_factor: factors (B,) on the label term of each sample.
         callbacks: Lightning callbacks.
         provenance: entries of the card's `provenance`.
         ahead: work on views of samples that can be done before the training (`effvit cache`).
@@ -245,6 +246,7 @@ class Attachment:
 
     terms: list[Term] = field(default_factory=list)
     label_weight: float = 1.0
+    label_factor: Callable[[Step], Tensor] | None = None
     callbacks: list[Callback] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     ahead: Ahead | None = None
@@ -287,7 +289,8 @@ class Context:
     `train_ids` are the sample ids of the training split (n,), ascending; `absent_ids` are those whose slots in
     it are empty; `stream` says which views of
     them the training shows; `device` is the type of device that it will use. `total_steps(processes)` are
-    the optimizer steps of the whole training. `stream_of_tasks` are the tasks, where the data come in tasks.
+    the optimizer steps of the whole training. Where the data come in tasks, `stream_of_tasks` are the tasks, and
+    `labels_of(ids)` the classes (n,) of samples (n,).
     """
 
     config: Config
@@ -303,6 +306,7 @@ class Context:
     total_steps: Callable[[int], int]
     say: Callable[[str], None]
     stream_of_tasks: Stream | None = None
+    labels_of: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]] | None = None
 
 
 def discover(*packages: str) -> dict[str, ModuleType]:

@@ -7,6 +7,8 @@ restarts, in any order and in any batch. The hash is the finaliser of splitmix64
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -52,3 +54,21 @@ def integers(
 def permutation(key: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The ids in random order."""
     return ids[np.argsort(bits(key, ids), kind="stable")]
+
+
+def passes(
+    ids: npt.NDArray[np.int64], start: int, stop: int, key: Callable[[int], int]
+) -> npt.NDArray[np.int64]:
+    """Samples number `start` to `stop` of passes over the ids, one pass after another, in random order each.
+
+    Args:
+        ids: at least one.
+        start, stop: counted from the first sample of the first pass.
+        key: of the pass with this number.
+    """
+    parts = [ids[:0]]
+    while start < stop:
+        number, offset = divmod(start, len(ids))
+        parts.append(permutation(key(number), ids)[offset : offset + stop - start])
+        start += len(parts[-1])
+    return np.concatenate(parts)

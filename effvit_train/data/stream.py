@@ -70,13 +70,12 @@ class Stream:
 
 
 class Rehearsal(Protocol):
-    """Which earlier samples are shown again.
+    """Which earlier samples are shown again."""
 
-    Attributes:
-        share: of a batch that are shown again, in [0, 1).
-    """
-
-    share: float
+    @property
+    def share(self) -> float:
+        """Of a batch that is shown again, in [0, 1)."""
+        ...
 
     def ids(self, task: int, position: int, count: int) -> Ints:
         """`count` ids (or none, where nothing is kept) for batch number `position` of a task; 0 has none."""
@@ -139,14 +138,10 @@ class StreamSelection:
 
     def _pass(self, task: int, position: int, total: int) -> Ints:
         """Samples `position * total` to `(position + 1) * total` of passes over the new ids, one after another."""
-        ids = self.new(task)
-        parts, at, end = [], position * total, (position + 1) * total
-        while at < end:
-            number, offset = divmod(at, len(ids))
-            order = draws.permutation(stream_key("stream order", self.seed, task, number), ids)
-            parts.append(order[offset : offset + end - at])
-            at += len(parts[-1])
-        return np.concatenate(parts)
+        return draws.passes(
+            self.new(task), position * total, (position + 1) * total,
+            lambda number: stream_key("stream order", self.seed, task, number),
+        )  # fmt: skip
 
 
 def make_stream(prepared: Prepared, config: DatasetConfig, *, epochs: int) -> tuple[Prepared, Stream]:

@@ -91,6 +91,11 @@ def default_teacher(config: DistillConfig, size: int) -> ModelConfig:
 
 def _trained_here(config: DistillConfig, context: Context) -> Found:
     trained = config.trained
+    if context.stream_of_tasks is not None:
+        raise UserError(
+            "is trained first, on all the data, which come task by task here", key=_KEY,
+            remedy=f"give one: {_KEY}=RUN_DIR, or compress.distill.kinds=self",
+        )  # fmt: skip
     settings: Config = copy.deepcopy(context.config)
     settings.model = default_teacher(config, max(context.info.input_shape[1:]))
     if "attention" in config.kinds and trained.model.name == "auto":  # the student's body, attention exact

@@ -31,6 +31,11 @@ def student_logits(step: Step) -> Tensor:
     return step.logits if step.token_logits is None else step.token_logits
 
 
+def teacher_log_probs(step: Step, targets: Targets) -> Tensor:
+    """The teacher's, up to a constant, of the classes that the student has: in a stream more are to come."""
+    return targets.log_probs(step)[:, : step.logits.shape[1]]
+
+
 class SoftTerm(Term):
     """Kind `soft`: the teacher's distribution (Hinton et al. 2015)."""
 
@@ -41,7 +46,7 @@ class SoftTerm(Term):
 
     @override
     def __call__(self, step: Step) -> Tensor:
-        return soft_loss(student_logits(step), self.targets.log_probs(step), self.temperature)
+        return soft_loss(student_logits(step), teacher_log_probs(step, self.targets), self.temperature)
 
 
 class HardTerm(Term):
@@ -54,7 +59,7 @@ class HardTerm(Term):
 
     @override
     def __call__(self, step: Step) -> Tensor:
-        return hard_loss(student_logits(step), self.targets.log_probs(step))
+        return hard_loss(student_logits(step), teacher_log_probs(step, self.targets))
 
 
 class SelfTerm(Term):
