@@ -46,6 +46,7 @@ from effvit_train.seen import Seen, merge, of_start, of_training
 from effvit_train.signals import Stop
 from effvit_train.streaming import Streaming
 from effvit_train.techniques import techniques
+from effvit_train.updating import check_strategies, earlier, lineage, starting_model
 
 
 @dataclass
@@ -99,14 +100,18 @@ def build(
     data = build_data(config, stream, say)
     info = data.info
     torch.manual_seed(stream_key("weights", config.seed))
-    model, record = create(
-        _student(config, active),
-        input_shape=info.input_shape,
-        classes=info.classes[: data.stream.seen(0)] if data.stream is not None else info.classes,
-        mean=info.mean,
-        std=info.std,
-        say=say,
-    )
+    if config.update.after is None:
+        model, record = create(
+            _student(config, active),
+            input_shape=info.input_shape,
+            classes=info.classes[: data.stream.seen(0)] if data.stream is not None else info.classes,
+            mean=info.mean,
+            std=info.std,
+            say=say,
+        )
+    else:
+        check_strategies(config, active, data)
+        model, record = starting_model(config, _student(config, active))
     tune(model, config.recipe.tune, rank=config.recipe.lora_rank, example=torch.zeros(1, *info.input_shape))
     if config.recipe.tune != "all" and not (config.model.weights or config.model.pretrained):
         say(
@@ -123,6 +128,11 @@ def build(
         return _accuracy(data, predict, mean, std)
 
     def train_here(other: Config, what: str) -> Path:
+        if config.update.after is not None:
+            raise UserError(
+                "needs a model to be trained first, and an update trains one only", key="update.after",
+                value=config.update.after, remedy="give a finished run, e.g. compress.distill.teacher=RUN_DIR",
+            )  # fmt: skip
         return train(other, what, info.fingerprint)
 
     total_steps = functools.partial(_total_steps, config, len(data.train_dataloader()))
@@ -156,16 +166,18 @@ def build(
         stream=stream,
         compiled=config.trainer.compile,
         views=[attachment.view for attachment in attached if attachment.view is not None],
-        cycles=1 if data.stream is None else len(data.stream.tasks),
+        cycles=1 if data.stream is None else len(data.stream.tasks) - data.stream.first,
         classes=len(info.classes),
     )
     provenance: dict[str, Any] = {"teacher": None, "privacy": None, "pruning": None}
     # a private training writes its own entry, with what it spent
-    seen = [[] if config.privacy.on else of_training(info), of_start(config.model)]
+    seen = [[] if config.privacy.on else merge(*map(of_training, data.shown)), of_start(config.model)]
     for attachment in attached:
         seen.append(attachment.provenance.get("seen") or [])
         provenance |= attachment.provenance
     provenance["seen"] = merge(*seen)
+    if config.update.after is not None:
+        provenance["lineage"] = lineage(config, data, provenance["seen"])
     for attachment in attached:
         if attachment.review is not None:
             attachment.review(provenance)
@@ -250,6 +262,7 @@ def build_data(config: Config, stream: AugmentStream, say: Callable[[str], None]
         shadow=None if shadow is None else (shadow, models),
         public=config.privacy.on,
         epochs=1 if config.trainer.fast_dev_run else config.trainer.max_epochs,
+        after=None if config.update.after is None else earlier(config, say),
         say=say,
     )
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "advise": "from finished runs: what each technique does, which to add next, what to try [--budget ...]",
     "check": "hold finished runs against budgets: exit 0 or 1, for CI [--budget 'cost/latency_ms<=5']",
     "runs": "the runs below a directory: status, epochs, accuracy, age, how to resume [--json]",
+    "update": "train a shipped model on new data, and say: promote, hold or roll back [RUN_DIR dataset=NEW]",
     "sweep": "the jobs of a sweep: status DIR [--json], or retry DIR: those that are not done",
 }
 # Commands that take their own arguments: module and function.
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "inspect": inspect,
         "compress": compress,
         "audit": audit,
+        "update": update,
     }
     if command in ACTIONS:
         _guarded(lambda: _load_action(ACTIONS[command])(arguments[1:]), [])
@@ -173,6 +175,28 @@ def compress(argv: Sequence[str]) -> None:
         compress_command.check_overrides(overrides)
         arguments = [*overrides, *_WITHOUT_A_RUN]
         _with_hydra(lambda cfg, typed: compress_command.compress(options, cfg, overrides), arguments)
+
+    _guarded(action, [])
+
+
+def update(argv: Sequence[str]) -> None:
+    """`effvit update RUN_DIR dataset=NAME [overrides]`: trains a shipped model on new data, and gives a verdict."""
+    from effvit_train import update_command
+
+    def action() -> None:
+        options, overrides = update_command.parse(argv)
+        if options.resume is not None:
+            update_command.exit_with(update_command.go_on(options, overrides, train))
+            return
+        if options.run_dir is not None:
+            overrides = [*overrides, f"run_dir={json.dumps(options.run_dir)}"]
+        update_command.check_overrides(overrides)
+        prepared: list[RunDir] = []
+        _with_hydra(
+            lambda cfg, typed: prepared.append(update_command.prepare(options, cfg, overrides)),
+            [*overrides, *_WITHOUT_A_RUN],
+        )
+        update_command.exit_with(update_command.carry_out(prepared[0], train))
 
     _guarded(action, [])
 
@@ -346,7 +370,11 @@ def _run(config: Config, overrides: list[str], run_dir: RunDir, *, resumed: bool
             stop.defer(False)
             stop.check()
             model = model_label(config, overrides)
-            run_job(Job(config, run_dir, config.name, model, overrides, resumed=resumed, stop=stop))
+            card = run_job(Job(config, run_dir, config.name, model, overrides, resumed=resumed, stop=stop))
+            if card is not None and config.update.after is not None:
+                from effvit_train.update_command import conclude
+
+                conclude(config, run_dir)
     except Interrupted as stopped:
         if not is_first_process():
             sys.exit(0)  # the first process has the word; whoever started us would take 130 for a crash

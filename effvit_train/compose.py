@@ -39,7 +39,8 @@ MANY = ("compress", "continual")
 # What a resumed run may change: how long and how it is watched, never what has been trained.
 RESUMABLE = (
     "trainer.max_epochs", "trainer.checkpoint_every", "trainer.progress_bar", "trainer.log_every_n_steps",
-    "dataset.num_workers", "dataset.root", "logger", "audit", "cache_dir",
+    "dataset.num_workers", "dataset.root", "logger", "audit", "cache_dir", "update.root", "update.tolerance",
+    "update.level", "update.budgets", "update.confident",
 )  # fmt: skip
 _SHORT_ID = secrets.token_hex(2)
 
@@ -159,10 +160,18 @@ def load(
     _convert_techniques(config)
     for section in (
         config.model, config.dataset, config.recipe, config.trainer, config.logger, config.audit, config.privacy,
-        *config.compress.values(), *config.continual.values(),
+        config.update, *config.compress.values(), *config.continual.values(),
     ):  # fmt: skip
         section.validate()
-    if config.continual and config.dataset.stream is None:
+    if config.update.after is not None and not stored:
+        raise UserError(
+            "is what effvit update sets", key="update.after", value=config.update.after,
+            remedy="effvit update RUN_DIR dataset=NAME",
+        )  # fmt: skip
+    in_tasks = config.dataset.stream is not None or (
+        config.update.after is not None and not config.privacy.on
+    )
+    if config.continual and not in_tasks:
         raise UserError(
             "is for data that come in tasks", key="continual", value=",".join(config.continual),
             remedy="add e.g. dataset.stream=class",
@@ -197,7 +206,8 @@ def model_label(config: Config, overrides: list[str]) -> str:
 def _absolute_paths(config: Config) -> None:
     """A resume must find the same files from another directory."""
     for section, key in ((config, "cache_dir"), (config.dataset, "root"), (config.dataset, "labels_csv"),
-                         (config.model, "weights"), (config.privacy, "secret")):  # fmt: skip
+                         (config.model, "weights"), (config.privacy, "secret"), (config.update, "after"),
+                         (config.update, "root")):  # fmt: skip
         value = getattr(section, key)
         if value:
             setattr(section, key, os.path.abspath(os.path.expanduser(value)))

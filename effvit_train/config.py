@@ -259,6 +259,42 @@ class AuditConfig:
             one_of("audit.parts", name, AXES)
 
 
+EARLIER = ("auto", "all", "test", "none")
+
+
+@dataclass
+class UpdateConfig:
+    """`update.*`: what `effvit update` starts from, and what its verdict follows (docs/update.md).
+
+    Attributes:
+        after: run directory of the shipped model; null = this run is no update.
+        root: where that run's data set is now; null = where it was.
+        earlier: which images of that run may be looked at: all | test, none of its training images | none |
+            auto, all that are at hand and not private. The start replaces `auto` by what it found.
+        tolerance: loss of accuracy that is accepted, as a share of the images.
+        level: of the tests and intervals.
+        budgets: that the new model has to keep, as `effvit check` reads them.
+        confident: the worse end of a budgeted measure's interval counts.
+    """
+
+    after: Optional[str] = None
+    root: Optional[str] = None
+    earlier: str = "auto"
+    tolerance: float = 0.02
+    level: float = 0.05
+    budgets: list[str] = field(default_factory=list)
+    confident: bool = False
+
+    def validate(self) -> None:
+        """Raise `UserError` for a value that cannot be."""
+        one_of("update.earlier", self.earlier, EARLIER)
+        between("update.tolerance", self.tolerance, 0.0, 1.0, example="0.02")
+        if not 0 < self.level < 0.5:
+            raise UserError(
+                "must be above 0 and below 0.5", key="update.level", value=self.level, remedy="e.g. 0.05"
+            )
+
+
 @dataclass
 class Config:
     """The whole configuration. `compress` and `continual` map each active technique to its own schema."""
@@ -277,3 +313,4 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)

@@ -49,9 +49,9 @@ class Streaming(pl.Callback):
         self._kept: list[dict[str, Any]] = []  # of a checkpoint, until the model is there
         self._spent = 0.0  # in this task before this process
         self.begun = 0
-        self.accuracy: list[list[float]] = []  # [after task][on task], among the classes seen so far
-        self.within: list[list[float]] = []  # the same, among the task's own classes
-        self.start: list[float] = []  # before any task; empty where it cannot be told
+        self.accuracy: list[list[float | None]] = []  # [after task][on task], among the classes seen so far
+        self.within: list[list[float | None]] = []  # the same, among the task's own classes
+        self.start: list[float | None] = []  # before any task; empty where it cannot be told
         self.costs: list[dict[str, float]] = []  # of each task
         self._since = 0.0
 
@@ -73,7 +73,7 @@ class Streaming(pl.Callback):
         if task < self.begun:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not self.begun and self.stream.kind != CLASS:
+        if not self.begun and not self.stream.first and self.stream.kind != CLASS:
             self.start = self._test(trainer, module)[0]
         for earlier in range(self.begun, task):  # known before the training
             self._end(trainer, module, earlier)
@@ -110,7 +110,7 @@ class Streaming(pl.Callback):
         self.within.append(within)
         kept = self._rehearsed(task) + sum(keeper.memory() for keeper in self.keepers)
         self.costs.append({"steps": steps, "seconds": round(seconds, 3), "memory_bytes": kept})
-        told = ", ".join(f"{value:.3f}" for value in accuracy[: task + 1])
+        told = ", ".join("–" if value is None else f"{value:.3f}" for value in accuracy[: task + 1])
         self._say(f"after task {task + 1}: accuracy {told}")
 
     @override
@@ -154,14 +154,19 @@ class Streaming(pl.Callback):
     def _settle(self, module: Any) -> None:
         (module.unsettled.add if self.begun < len(self.stream.tasks) else module.unsettled.discard)(NAME)
 
-    def _test(self, trainer: pl.Trainer, module: Any) -> tuple[list[float], list[float]]:
+    def _test(self, trainer: pl.Trainer, module: Any) -> tuple[list[float | None], list[float | None]]:
         """Accuracy on the test images of every task, among all classes seen so far and among the task's own.
 
-        Test images of classes that have not come yet count as wrong.
+        Test images of classes that have not come yet count as wrong. None where a task's images are not at hand.
         """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        seen, within = [], []
+        seen: list[float | None] = []
+        within: list[float | None] = []
         for task in self.stream.tasks:
+            if not len(task.test):
+                seen.append(None)
+                within.append(None)
+                continue
             logits, labels, _ = predict(
                 module.shipped, module.normalise, data.loader_of(task.test), device=module.device,
                 precision=str(trainer.precision),

@@ -79,7 +79,7 @@ def _trained(
 def _key(config: Config, fingerprint: str) -> str:
     """Hash of everything that shapes a trained teacher, its data included."""
     shaped = asdict(config)
-    for key in ("name", "run_dir", "resume", "cache_dir", "logger", "audit"):
+    for key in ("name", "run_dir", "resume", "cache_dir", "logger", "audit", "update"):
         shaped.pop(key)
     if config.audit.shadow is not None:
         shaped["shadow"] = [config.audit.shadow, config.audit.shadow_models]

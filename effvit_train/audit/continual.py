@@ -50,9 +50,9 @@ def forward_transfer(matrix: Matrix, before: Sequence[float]) -> float:
 
 
 def measure_continual(
-    accuracy: Matrix,
-    within: Matrix,
-    before: Sequence[float],
+    accuracy: Sequence[Sequence[float | None]],
+    within: Sequence[Sequence[float | None]],
+    before: Sequence[float | None],
     *,
     kind: str,
     costs: Sequence[Mapping[str, float]],
@@ -60,13 +60,34 @@ def measure_continual(
     """The measures of a stream that has been trained to its end.
 
     Args:
-        accuracy: R (T, T), among all classes seen so far (class-incremental).
+        accuracy: R (T, T), among all classes seen so far (class-incremental); None where a task's test images are
+            not at hand.
         within: R (T, T), among the classes of the task (task-incremental).
         before: accuracy on each task before training; empty where new classes could not be predicted then.
         kind: of the stream.
         costs: of each task that was trained: `seconds`, and `memory_bytes` kept after it.
     """
     measured = Measured()
+    measured.values[MEMORY] = costs[-1]["memory_bytes"] / 1e6
+    measured.values[SECONDS] = sum(cost["seconds"] for cost in costs) / len(costs)
+    whole, inside, start = _known(accuracy), _known(within), _known([before])
+    if whole is None or inside is None or start is None:
+        reason = "the test images of an earlier task are not at hand"
+        measured.missing |= dict.fromkeys((key for key in KEYS if key not in measured.values), reason)
+        return measured
+    _of_matrix(measured, whole, inside, start[0], kind)
+    return measured
+
+
+def _known(matrix: Sequence[Sequence[float | None]]) -> list[list[float]] | None:
+    """The matrix, if it has all its numbers."""
+    rows = [[value for value in row if value is not None] for row in matrix]
+    return None if any(len(a) < len(b) for a, b in zip(rows, matrix, strict=True)) else rows
+
+
+def _of_matrix(
+    measured: Measured, accuracy: Matrix, within: Matrix, before: Sequence[float], kind: str
+) -> None:
     measured.values[AVERAGE] = average_accuracy(accuracy)
     measured.values[INCREMENTAL] = average_incremental_accuracy(accuracy)
     if kind == "data":
@@ -78,11 +99,10 @@ def measure_continual(
         if before:
             measured.values[FORWARD] = forward_transfer(accuracy, before)
         else:
-            measured.missing[FORWARD] = "classes that have not come yet cannot be predicted"
+            known = "the model knew the first task before this training"
+            unseen = "classes that have not come yet cannot be predicted"
+            measured.missing[FORWARD] = unseen if kind == "class" else known
     if kind == "class":
         measured.values[WITHIN] = average_accuracy(within)
     else:
         measured.missing[WITHIN] = "all tasks have the same classes"
-    measured.values[MEMORY] = costs[-1]["memory_bytes"] / 1e6
-    measured.values[SECONDS] = sum(cost["seconds"] for cost in costs) / len(costs)
-    return measured

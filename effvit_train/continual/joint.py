@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from effvit_train.config import Config
-from effvit_train.parts import Attachment, Context, Part
+from effvit_train.parts import EARLIER_IMAGES, Attachment, Context, Part
 
 
 @dataclass
@@ -17,7 +17,11 @@ class JointConfig:
 
 
 PART = Part(
-    name="joint", key="continual", active=lambda config: "joint" in config.continual, schema=JointConfig
+    name="joint",
+    key="continual",
+    active=lambda config: "joint" in config.continual,
+    schema=JointConfig,
+    does=frozenset({EARLIER_IMAGES}),
 )
 
 

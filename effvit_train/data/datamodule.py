@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +20,14 @@ from effvit_train.data import draws
 from effvit_train.data.augment import Augmenter
 from effvit_train.data.canaries import with_canaries
 from effvit_train.data.config import DatasetConfig
+from effvit_train.data.info import DataInfo
+from effvit_train.data.joined import Earlier, Joined, join
 from effvit_train.data.planting import Canaries
-from effvit_train.data.prepare import Prepared, prepare
+from effvit_train.data.prepare import Prepared, prepare, resplit
 from effvit_train.data.sampler import DrawnSampler, EvalSampler, Selection, TrainSampler, rank_and_world
 from effvit_train.data.shadows import as_shadow, attacked, membership
 from effvit_train.data.source import cores
-from effvit_train.data.splits import SPLITS
+from effvit_train.data.splits import BAD, SPLITS
 from effvit_train.data.stream import Rehearsal, Stream, StreamSelection, make_stream
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.keys import AugmentStream, stream_key
@@ -76,6 +79,7 @@ class DataModule(pl.LightningDataModule):
         shadow: (number, of how many) of a shadow model, if this is the data of one (see `data.shadows`).
         public: use constants for what would be measured on training images (contract C7).
         epochs: of the whole training, which the tasks of a stream share.
+        after: the model that is to be updated, with its data, if this is the data of an update.
         say: prints one line.
 
     Raises:
@@ -95,6 +99,7 @@ class DataModule(pl.LightningDataModule):
         shadow: tuple[int, int] | None = None,
         public: bool = False,
         epochs: int = 1,
+        after: Earlier | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         super().__init__()
@@ -108,7 +113,14 @@ class DataModule(pl.LightningDataModule):
         self.stream: Stream | None = None
         if config.stream is not None:
             self._prepared, self.stream = make_stream(self._prepared, config, epochs=epochs)
+        self.after = after
+        self.joined: Joined | None = None
+        if after is not None:
+            self.joined = join(after, self._prepared, epochs=epochs, private=public)
+            self._prepared, self.stream = self.joined.prepared, self.joined.stream
         self.info = self._prepared.info.public() if public else self._prepared.info
+        if after is not None:  # what the model sees stays what it learnt on
+            self.info = replace(self.info, mean=after.mean, std=after.std)
         self._selection: tuple[Selection, int] | None = None
         if self.stream is not None:
             self.rehearse()
@@ -156,6 +168,27 @@ class DataModule(pl.LightningDataModule):
                 cumulative=cumulative,
             )
         )
+
+    @property
+    def prepared(self) -> Prepared:
+        """The set as it was prepared, for an update that comes after it."""
+        return self._prepared
+
+    @property
+    def shown(self) -> tuple[DataInfo, ...]:
+        """Facts of the sets whose training images are trained on."""
+        return (self.info,) if self.joined is None else self.joined.shown
+
+    def part(self, *, old: bool) -> DataModule:
+        """Of the data of an update, the earlier set alone, or the new one, with the numbers that they have here."""
+        assert self.joined is not None
+        ids, count = np.arange(len(self._prepared.labels)), self.joined.earlier
+        split = np.where((ids < count) == old, self._prepared.split, BAD)
+        other = copy.copy(self)
+        other._prepared = resplit(self._prepared, self._prepared.labels, split, "old" if old else "new")
+        counts, print_ = other._prepared.info.counts, other._prepared.info.fingerprint
+        other.info = replace(self.info, counts=counts, fingerprint=print_)
+        return other
 
     def labels_of(self, ids: Ints) -> Ints:
         """Classes (n,) of samples."""

@@ -15,6 +15,9 @@ _OF_THIS_RUN_ONLY = ("run_dir", "resume", "hydra")
 
 def repeat_command(card: Card) -> str:
     """The command line that trains the same run again, in a directory of its own."""
+    parent = _parent(card)
+    if parent is not None:
+        return _line("effvit update", [parent, *_kept(card)])
     return _line(program(), _kept(card))
 
 
@@ -33,6 +36,8 @@ def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
         why = f"the run is {card.run['status']}: this continues it from its last checkpoint"
         return [(_line(program(), [f"resume={run_dir}"]), why)]
 
+    if _parent(card) is not None:  # an update is judged against the model that it started from
+        return []
     plain = _kept(card, without=("compress",))
     active = as_list(card.run.get("compress"))
     if is_private(card) and baseline.card is None:
@@ -70,6 +75,13 @@ def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
     if run_dir and other:
         found.append((_line("effvit report", [run_dir, other]), "both runs on one page"))
     return found
+
+
+def _parent(card: Card) -> str | None:
+    """The run that an update started from; None for any other run."""
+    lineage = card.provenance.get("lineage")
+    parent = lineage.get("parent") if isinstance(lineage, dict) else None
+    return str(parent.get("run_dir")) if isinstance(parent, dict) else None
 
 
 def _seeds(compress: list[str], plain: list[str], why: str) -> tuple[str, str]:

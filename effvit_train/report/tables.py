@@ -128,6 +128,7 @@ def provenance(data: RunData, comparison: Comparison) -> str:
             "overrides": " ".join(as_list(run.get("overrides"))) or "none: the defaults",
         })
     )  # fmt: skip
+    blocks.append(markup.facts("Update", _update_facts(as_dict(more.get("lineage")))))
     other = comparison.baseline
     if other.card is not None:
         blocks.append(
@@ -141,6 +142,18 @@ def provenance(data: RunData, comparison: Comparison) -> str:
         facts = as_dict(content) if not isinstance(content, list) else {"entries": len(content)}
         blocks.append(markup.facts(name.capitalize(), facts))
     return markup.section("Provenance", f'<div class="blocks">{"".join(blocks)}</div>')
+
+
+def _update_facts(lineage: dict[str, Any]) -> dict[str, Any]:
+    parent, before = as_dict(lineage.get("parent")), as_dict(lineage.get("epsilon_before"))
+    return {
+        "of": parent.get("run_dir"), "its card": parent.get("card"),
+        "its data": as_dict(parent.get("data")).get("fingerprint"),
+        "earlier updates": len(as_list(lineage.get("ancestors"))) or None,
+        "new data": as_dict(lineage.get("new_data")).get("name"),
+        "earlier images": lineage.get("earlier_images"), "epsilon before": before.get("epsilon"),
+        "verdict": "update.html" if parent else None,
+    }  # fmt: skip
 
 
 def _data_facts(dataset: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,8 @@ _POINTS = 20  # of the curve of epsilon: the tighter accountant takes a third of
 _BLOCKS = 200  # a run that dies and goes on elsewhere counts at most this part of its steps twice
 _CHECKED = 3  # images that the engine is compared on with a loop
 # what shapes no published value
-_WATCHED = ("name", "run_dir", "resume", "cache_dir", "logger", "audit")
+# of an update: the weights that it starts from are hashed themselves, the rest is for its verdict
+_WATCHED = ("name", "run_dir", "resume", "cache_dir", "logger", "audit", "update")
 _WATCHED_TRAINER = ("progress_bar", "checkpoint_every", "log_every_n_steps")
 _WATCHED_DATA = ("root", "labels_csv", "num_workers", "in_memory", "memory_limit_mb")
 

@@ -62,7 +62,9 @@ def _groups(data: DataModule, columns: Sequence[str]) -> dict[str, dict[int, str
 def _pictures(config: Config, data: DataModule, numbers: Sequence[int]) -> dict[int, Picture]:
     if not numbers:
         return {}
-    files = list_images(config.dataset).paths if config.dataset.name == "image_folder" else None
+    # an update's images are numbered across two data sets
+    listed = config.dataset.name == "image_folder" and config.update.after is None
+    files = list_images(config.dataset).paths if listed else None
     return {
         number: Picture(_png(image), image.shape[-1], files[number] if files is not None else "")
         for batch in data.loader_of(np.array(numbers, dtype=np.int64))
