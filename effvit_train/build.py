@@ -231,7 +231,7 @@ def _stream_tasks(
             "show earlier samples again in more than one way", key="continual", value=",".join(config.continual),
             remedy="choose one of them",
         )  # fmt: skip
-    rehearsal = rehearsals[0](data.stream) if rehearsals else None
+    rehearsal = rehearsals[0] if rehearsals else None
     data.rehearse(rehearsal, cumulative=cumulative)
     keepers = [keeper for a in attached for keeper in a.keepers]
     return Streaming(

@@ -320,7 +320,7 @@ MEASURES: dict[str, Measure] = {
         "Average accuracy where the model is told the task, and chooses among its classes only.",
         "van de Ven & Tolias 2019",
     ),
-    "continual/memory_mb": Measure(
+    "continual/kept_mb": Measure(
         "MB", "lower", "Memory of earlier tasks",
         "What a strategy keeps of earlier tasks after the last one: images, their logits, copies of the model and of its "
         "importance, as bytes in memory.",

@@ -239,8 +239,7 @@ class Attachment:
         view: what the student is shown of a step's images, when they are augmented and mixed:
             (images (B, C, H, W), step, steps of the whole training) -> images. Each image by itself, and a
             function of the seed and the step. Terms and evaluation see the images as they were.
-        rehearsal: which samples of earlier tasks of a stream are shown again: given the stream, the seed and the
-            batch size.
+        rehearsal: which samples of earlier tasks of a stream are shown again.
         cumulative: whether each task of a stream is trained on all tasks so far.
         keepers: what is told of the ends of tasks, in this order.
     """
@@ -257,7 +256,7 @@ class Attachment:
     changes: list[PlannedChange] = field(default_factory=list)
     alone: tuple[Moment, Moment] | None = None
     view: Callable[[Tensor, int, int], Tensor] | None = None
-    rehearsal: Callable[[Stream], Rehearsal] | None = None
+    rehearsal: Rehearsal | None = None
     cumulative: bool = False
     keepers: list[Keeper] = field(default_factory=list)
 

@@ -15,7 +15,7 @@ AVERAGE, FORGETTING = "continual/average_accuracy", "continual/forgetting"
 BACKWARD, FORWARD = "continual/backward_transfer", "continual/forward_transfer"
 WITHIN, INCREMENTAL = "continual/task_incremental_accuracy", "continual/average_incremental_accuracy"
 
-MEMORY, SECONDS = "continual/memory_mb", "continual/seconds_per_task"
+MEMORY, SECONDS = "continual/kept_mb", "continual/seconds_per_task"
 KEYS = (AVERAGE, INCREMENTAL, FORGETTING, BACKWARD, FORWARD, WITHIN, MEMORY, SECONDS)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from effvit_train.config import Config
 from effvit_train.continual.memory.config import MemoryConfig
-from effvit_train.parts import Attachment, Context, Part
+from effvit_train.parts import EARLIER_IMAGES, Attachment, Context, Part
 
 NAME = "replay"
 _KEY = "continual.replay"
@@ -25,7 +25,13 @@ class ReplayConfig(MemoryConfig):
         self.check(_KEY)
 
 
-PART = Part(name=NAME, key="continual", active=lambda config: NAME in config.continual, schema=ReplayConfig)
+PART = Part(
+    name=NAME,
+    key="continual",
+    active=lambda config: NAME in config.continual,
+    schema=ReplayConfig,
+    does=frozenset({EARLIER_IMAGES}),
+)
 
 
 def attach(config: Config, context: Context) -> Attachment:
@@ -33,4 +39,4 @@ def attach(config: Config, context: Context) -> Attachment:
     from effvit_train.continual.memory.rehearsal import remember
 
     memory = remember(config.continual[NAME], context, _KEY)
-    return Attachment(rehearsal=lambda stream: memory, provenance={NAME: memory.facts()})
+    return Attachment(rehearsal=memory, provenance={NAME: memory.facts()})

@@ -90,7 +90,8 @@ class StreamSelection:
     """The batches of a stream: new samples, pass after pass, and some that are shown again.
 
     Every task has as many batches: `epochs` times those of a pass over a task of mean size, so that an epoch is
-    as long in every task; a smaller task is passed over more often.
+    as long in every task; a smaller task is passed over more often, and one beside which earlier samples are shown
+    less often.
 
     Args:
         stream: the tasks.
@@ -133,15 +134,12 @@ class StreamSelection:
         again = np.zeros(0, dtype=np.int64)
         if self.rehearsal is not None and task:
             again = self.rehearsal.ids(task, position, int(total * self.rehearsal.share))
-        fresh = self._pass(task, position, total)[: total - len(again)]
-        return np.concatenate([fresh[rank::world], again[rank::world]])
-
-    def _pass(self, task: int, position: int, total: int) -> Ints:
-        """Samples `position * total` to `(position + 1) * total` of passes over the new ids, one after another."""
-        return draws.passes(
-            self.new(task), position * total, (position + 1) * total,
+        count = total - len(again)
+        fresh = draws.passes(
+            self.new(task), position * count, (position + 1) * count,
             lambda number: stream_key("stream order", self.seed, task, number),
         )  # fmt: skip
+        return np.concatenate([fresh, again])[rank::world]
 
 
 def make_stream(prepared: Prepared, config: DatasetConfig, *, epochs: int) -> tuple[Prepared, Stream]:

@@ -32,7 +32,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 MEASURES = {
     "average": "continual/average_accuracy", "incremental": "continual/average_incremental_accuracy",
     "forgetting": "continual/forgetting", "backward": "continual/backward_transfer",
-    "within": "continual/task_incremental_accuracy", "memory_mb": "continual/memory_mb",
+    "within": "continual/task_incremental_accuracy", "memory_mb": "continual/kept_mb",
     "seconds": "continual/seconds_per_task",
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from effvit_train.config import Config
 from effvit_train.continual.derpp.config import KEY, DerppConfig
-from effvit_train.parts import MIXES_SAMPLES, Attachment, Context, Part
+from effvit_train.parts import EARLIER_IMAGES, MIXES_SAMPLES, Attachment, Context, Part
 
 __all__ = ["PART", "DerppConfig", "attach"]
 
@@ -18,6 +18,7 @@ PART = Part(
     key="continual",
     active=lambda config: NAME in config.continual,
     schema=DerppConfig,
+    does=frozenset({EARLIER_IMAGES}),
     refuses={MIXES_SAMPLES: "compares what the model says of one image, not of a mixture, with what it said"},
 )
 
@@ -34,6 +35,6 @@ def attach(config: Config, context: Context) -> Attachment:
         terms=[LogitsTerm(kept, settings.alpha)],
         label_factor=label_factor(kept, settings.beta),
         provenance={NAME: memory.facts() | {"alpha": settings.alpha, "beta": settings.beta}},
-        rehearsal=lambda stream: memory,
+        rehearsal=memory,
         keepers=[kept],
     )
