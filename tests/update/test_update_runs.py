@@ -175,7 +175,7 @@ def test_an_update_of_an_update(shipped, monkeypatch):
     (("shipped", "dataset.root=more", "dataset.stream=class"), "an update is a stream of its own"),
     (("shipped", "dataset.root=more", "dataset.image_size=16"), "the model takes images of 1x8x8, these are 1x16x16"),
     (("shipped", "dataset.root=more", "--tolerance", "2"), "update.tolerance=2.0: must be in [0, 1)"),
-    (("shipped", "dataset.root=more", "compress=distill"), "an update trains one only"),
+    (("shipped", "dataset.root=more", "compress=distill"), "compress.distill.teacher"),
     (("shipped", "dataset.root=more", "update.budgets=[]"), "is an option of effvit update"),
     (("shipped", "dataset.root=more", "--fast"), "'--fast' is no override"),
     (("--resume", "shipped"), "is no update"),
