@@ -75,7 +75,7 @@ class DataModule(pl.LightningDataModule):
         canaries: how many are planted (see `data.canaries`).
         shadow: (number, of how many) of a shadow model, if this is the data of one (see `data.shadows`).
         public: use constants for what would be measured on training images (contract C7).
-        epochs: of the whole training, which the tasks of a stream share.
+        epochs: of the whole training, which the tasks of a stream share; None = one for each task.
         say: prints one line.
 
     Raises:
@@ -94,7 +94,7 @@ class DataModule(pl.LightningDataModule):
         canaries: int = 0,
         shadow: tuple[int, int] | None = None,
         public: bool = False,
-        epochs: int = 1,
+        epochs: int | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         super().__init__()
