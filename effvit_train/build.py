@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 
 from effvit_train.card import Measured
 from effvit_train.changing import Changes
@@ -27,13 +27,14 @@ from effvit_train.checkpoints import CheckpointIO, Checkpoints
 from effvit_train.config import Config
 from effvit_train.curves import Curves
 from effvit_train.data.datamodule import Augment, DataModule
-from effvit_train.data.stream import Rehearsal
+from effvit_train.data.stream import Rehearsal, Stream
 from effvit_train.errors import UserError
 from effvit_train.interval import Interval
 from effvit_train.kernels import choose_attention
 from effvit_train.keys import AugmentStream, stream_key
 from effvit_train.models.config import ModelConfig
 from effvit_train.models.factory import create, embed_width
+from effvit_train.models.heads import CannotGrowError, logits_layers
 from effvit_train.models.quantised import refuse_training
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.models.tuning import tune
@@ -135,7 +136,8 @@ def build(
             )  # fmt: skip
         return train(other, what, info.fingerprint)
 
-    total_steps = functools.partial(_total_steps, config, len(data.train_dataloader()))
+    epochs = _epochs(config, data.stream)
+    total_steps = functools.partial(_total_steps, config, len(data.train_dataloader()), epochs)
     context = Context(
         config,
         info,
@@ -193,6 +195,7 @@ def build(
     callbacks = [callback for attachment in attached for callback in attachment.callbacks]
     streaming = None
     if data.stream is not None:
+        _check_growth(model, data.stream, len(record.classes), config)
         streaming = _stream_tasks(data, attached, config, say)
     ahead = [attachment.ahead for attachment in attached if attachment.ahead is not None]
     previews = [attachment.preview for attachment in attached if attachment.preview is not None]
@@ -217,6 +220,18 @@ def build(
         measured,
         streaming,
     )
+
+
+def _check_growth(model: nn.Module, stream: Stream, classes: int, config: Config) -> None:
+    """Refuse now what would fail when the first new class comes."""
+    if stream.seen(len(stream.tasks) - 1) > classes:
+        try:
+            logits_layers(model)
+        except CannotGrowError as error:
+            raise UserError(
+                str(error), key="model.name", value=config.model.name,
+                remedy="choose another model, e.g. model=vit_s",
+            ) from None  # fmt: skip
 
 
 def _stream_tasks(
@@ -261,7 +276,7 @@ def build_data(config: Config, stream: AugmentStream, say: Callable[[str], None]
         canaries=config.audit.canaries,
         shadow=None if shadow is None else (shadow, models),
         public=config.privacy.on,
-        epochs=1 if config.trainer.fast_dev_run else config.trainer.max_epochs,
+        epochs=None if config.trainer.fast_dev_run else config.trainer.max_epochs,
         after=None if config.update.after is None else earlier(config, say),
         say=say,
     )
@@ -329,7 +344,7 @@ def make_trainer(
         num_nodes=settings.num_nodes,
         strategy=_strategy(settings.strategy),
         precision=built.precision.name,  # type: ignore[arg-type]
-        max_epochs=1 if settings.fast_dev_run else settings.max_epochs,
+        max_epochs=_epochs(config, built.data.stream),
         limit_train_batches=fast or settings.limit_train_batches,
         limit_val_batches=fast or settings.limit_val_batches,
         limit_test_batches=fast or settings.limit_test_batches,
@@ -418,15 +433,22 @@ def _student(config: Config, active: Sequence[ModuleType]) -> ModelConfig:
     return config.model
 
 
-def _total_steps(config: Config, batches: int, world_size: int) -> int:
-    """Optimizer steps of the whole training, given the batches of an epoch on one process."""
+def _epochs(config: Config, stream: Stream | None) -> int:
+    """Epochs of the whole training: of a `fast_dev_run` one, or one for each task."""
+    if not config.trainer.fast_dev_run:
+        return config.trainer.max_epochs
+    return 1 if stream is None else len(stream.tasks) - stream.first
+
+
+def _total_steps(config: Config, batches: int, epochs: int, world_size: int) -> int:
+    """Optimizer steps of the whole training, given its epochs and the batches of one on one process."""
     # not trainer.estimated_stepping_batches, which drops a stateful loader's state (Lightning#20550)
     batches = max(1, batches // world_size)
     if config.trainer.limit_train_batches:
         batches = min(batches, config.trainer.limit_train_batches)
     if config.trainer.fast_dev_run:
-        return 1
-    return batches * config.trainer.max_epochs
+        return epochs
+    return batches * epochs
 
 
 def _strategy(name: str) -> str | Strategy:

@@ -92,9 +92,9 @@ class Changes(pl.Callback):
                 first, last = (moment.in_epochs(epochs, steps) for moment in (start, end))
                 if first <= at <= last and at > 0:
                     raise UserError(
-                        f"changes the model while compress={name} cuts it, from epoch {first:g} to {last:g}",
+                        f"changes the model between epochs {first:g} and {last:g}, where {name} lets nothing else change it",
                         key=change.key, value=f"{at:g} epochs",
-                        remedy=f"{change.key}=0, or a moment after compress.{name}.end",
+                        remedy=f"{change.key}=0, or another moment",
                     )  # fmt: skip
 
     @override

@@ -176,11 +176,6 @@ def load(
             "is for data that come in tasks", key="continual", value=",".join(config.continual),
             remedy="add e.g. dataset.stream=class",
         )  # fmt: skip
-    if in_tasks and config.trainer.fast_dev_run:
-        raise UserError(
-            "trains one batch, and a stream needs one epoch for each task at least", key="trainer.fast_dev_run",
-            value=True, remedy="trainer.fast_dev_run=false, with few epochs and e.g. dataset.train_fraction=0.1",
-        )  # fmt: skip
     if config.seed < 0:
         raise UserError("must be at least 0", key="seed", value=config.seed, remedy="e.g. seed=1")
     check_composition(config, all_parts(), typed, say)

@@ -136,6 +136,8 @@ def _run(job: Job) -> Card | None:
         found = _checkpoint(job, begun=state.resumes > 0)
         built = build(config, precision=state.precision, train=teacher_trainer(job, run_job), say=job.say)
         _same_data(state, built.data.info)
+        if found is not None and built.streaming is not None:
+            built.streaming.check(found.content, config.trainer.max_epochs)
         state.precision = built.precision.name
         state.precision_reason = state.precision_reason or built.precision.reason
         bar = ProgressBar(job.console, job.stage)

@@ -79,6 +79,7 @@ class VisionModule(pl.LightningModule):
         unsettled: techniques that are still to change the architecture; while there are any, no checkpoint is
             the best.
         gradients: takes the place of autograd's backward pass; None leaves it to autograd.
+        frozen: nothing is trained any more: steps are counted, and move no weight.
         figures: of a technique, for the curves of the epoch that ends.
     """
 
@@ -108,6 +109,7 @@ class VisionModule(pl.LightningModule):
         self.stream = stream or AugmentStream(seed)
         self.unsettled: set[str] = set()
         self.gradients: Gradients | None = None
+        self.frozen = False
         self.figures: dict[str, float] = {}
         self.terms: list[Term] = [LabelTerm(label_weight, label_factors), *terms]
         self.term_modules = nn.ModuleDict(
@@ -158,6 +160,8 @@ class VisionModule(pl.LightningModule):
     @override
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return the mean loss for Lightning, and the batch means of the terms (detached)."""
+        if self.frozen:
+            return {"loss": torch.zeros((), device=self.device), "terms": {}}
         if self.gradients is not None:
             return self.gradients.compute(self, batch, batch_idx)
         images, targets = self._training_batch(batch)
@@ -170,6 +174,8 @@ class VisionModule(pl.LightningModule):
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Let autograd compute the gradients, or write those that are there already."""
+        if self.frozen:
+            return
         if self.gradients is None:
             super().backward(loss, *args, **kwargs)
         else:
@@ -232,9 +238,15 @@ class VisionModule(pl.LightningModule):
         self.scheduler.step_update(step - min(step // cycle, last) * cycle)
 
     @override
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
         """Step, then update the moving average of the weights: before callbacks may save both."""
-        super().optimizer_step(*args, **kwargs)
+        if self.frozen:  # not even the optimizer's own: some move weights that have no gradient
+            assert optimizer_closure is not None
+            optimizer_closure()
+            return
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step + 1)
         for term in self.terms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,6 +14,7 @@ from effvit_train.audit.continual import measure_continual
 from effvit_train.card import Measured
 from effvit_train.changing import change_model
 from effvit_train.data.stream import CLASS, Stream
+from effvit_train.errors import UserError
 from effvit_train.keys import stream_key
 from effvit_train.models.heads import grow
 from effvit_train.parts import Keeper
@@ -118,7 +119,7 @@ class Streaming(pl.Callback):
         """What has been begun, kept and measured."""
         return {
             "begun": self.begun, "accuracy": self.accuracy, "within": self.within, "start": self.start,
-            "costs": self.costs, "_spent": self._spent + time.monotonic() - self._since,
+            "epochs": self.stream.epochs, "costs": self.costs, "_spent": self._spent + time.monotonic() - self._since,
             "_kept": [keeper.kept() for keeper in self.keepers],
         }  # fmt: skip
 
@@ -126,7 +127,26 @@ class Streaming(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` holds."""
         for name, value in state_dict.items():
-            setattr(self, name, value)
+            if name != "epochs":
+                setattr(self, name, value)
+
+    def check(self, checkpoint: Mapping[str, Any], epochs: int) -> None:
+        """Refuse to go on from a checkpoint with another length of the tasks: epochs would be of other tasks.
+
+        Args:
+            checkpoint: to go on from.
+            epochs: of the whole training now.
+
+        Raises:
+            UserError: its tasks are not as long.
+        """
+        before = checkpoint["callbacks"][self.state_key]["epochs"]
+        if before != self.stream.epochs:
+            count = len(self.stream.tasks) - self.stream.first
+            raise UserError(
+                f"the {count} tasks of this run are trained for {before} epochs each", key="trainer.max_epochs",
+                value=epochs, remedy=f"trainer.max_epochs={before * count}, or a new run",
+            )  # fmt: skip
 
     def measured(self) -> Measured:
         """The measures of the card."""

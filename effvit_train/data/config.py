@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from effvit_train.errors import UserError, at_least, between, one_of
+from effvit_train.errors import UserError, at_least, between, kinds_of, one_of
 
 ON_BAD_IMAGE = ("error", "skip")
 CROP_MODES = ("center", "squash", "border")
 IN_MEMORY = ("auto", "true", "false")
-STREAMS = ("class", "domain", "data")
+STREAMS = ("class", "domain", "data", "corruption")
+CLEAN = "none"  # of the kinds of corruption
+# One of each family first, so that so many tasks as are asked for are as unlike as can be.
+STREAM_KINDS = (
+    CLEAN, "gaussian_noise", "motion_blur", "fog", "jpeg_compression", "contrast", "impulse_noise", "defocus_blur",
+    "snow", "pixelate", "brightness", "shot_noise", "zoom_blur", "frost", "elastic_transform", "glass_blur",
+)  # fmt: skip
+STREAM_TASKS, STREAM_SEVERITY = 5, 3
 
 
 @dataclass
@@ -58,10 +65,14 @@ class DatasetConfig:
         num_workers: loader processes; null picks 0 in memory without RandAugment, else the number
             of cores.
         stream: null, all at once | class, new classes with each task | domain, the same classes in other
-            circumstances | data, portions: the training arrives task by task (docs/continual.md).
-        tasks: how many; null = 5, or one for each value of `stream_group`.
+            circumstances | corruption, the same with corrupted images | data, portions: the training arrives task
+            by task (docs/continual.md).
+        tasks: how many; null = 5, or one for each value of `stream_group` or kind of corruption.
         stream_group: column of `labels_csv` whose values are the domains.
-        stream_order: seed of the order of classes, domains or portions; null = the set's own.
+        stream_kinds: kinds of corruption, a task each; `none` leaves images as they are. null = `none`, then one of
+            each family: gaussian_noise, motion_blur, fog, jpeg_compression, and more if there are more tasks.
+        stream_severity: how strong they are, 1 to 5; null = 3.
+        stream_order: seed of the order of classes, domains, corruptions or portions; null = the set's own.
         augment: see `AugmentConfig`.
     """
 
@@ -87,6 +98,8 @@ class DatasetConfig:
     stream: Optional[str] = None
     tasks: Optional[int] = None
     stream_group: Optional[str] = None
+    stream_kinds: Optional[list[str]] = None
+    stream_severity: Optional[int] = None
     stream_order: Optional[int] = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -115,7 +128,7 @@ class DatasetConfig:
             one_of("dataset.stream", self.stream, STREAMS)
         at_least("dataset.tasks", self.tasks, 2)
         at_least("dataset.stream_order", self.stream_order, 0)
-        for key in ("tasks", "stream_group", "stream_order"):
+        for key in ("tasks", "stream_group", "stream_kinds", "stream_severity", "stream_order"):
             if self.stream is None and getattr(self, key) is not None:
                 raise UserError(
                     "is of a stream, and none is asked for", key=f"dataset.{key}", value=getattr(self, key),
@@ -126,9 +139,36 @@ class DatasetConfig:
                 "names the domains of dataset.stream=domain", key="dataset.stream_group", value=self.stream_group,
                 remedy="dataset.stream=domain",
             )  # fmt: skip
+        self._validate_corruptions()
         at_least("dataset.augment.shift", self.augment.shift, 0)
         if not 0.0 < self.augment.resized_crop <= 1.0:
             raise UserError(
                 "must be in (0, 1] (1 = off)",
                 key="dataset.augment.resized_crop", value=self.augment.resized_crop, remedy="e.g. 0.35",
+            )  # fmt: skip
+
+    def _validate_corruptions(self) -> None:
+        for key in ("stream_kinds", "stream_severity"):
+            if getattr(self, key) is not None and self.stream != "corruption":
+                raise UserError(
+                    "is of dataset.stream=corruption", key=f"dataset.{key}", value=getattr(self, key),
+                    remedy="dataset.stream=corruption",
+                )  # fmt: skip
+        if self.stream_severity is not None:
+            between("dataset.stream_severity", self.stream_severity, 1, 6, example="3")
+        if self.stream_kinds is not None:
+            kinds_of(
+                "dataset.stream_kinds", self.stream_kinds, STREAM_KINDS, what="show", one="none,fog",
+                example="none,fog",
+            )  # fmt: skip
+            if self.tasks not in (None, len(self.stream_kinds)) or len(self.stream_kinds) < 2:
+                raise UserError(
+                    f"names {len(self.stream_kinds)} kinds, and each is a task", key="dataset.stream_kinds",
+                    value=",".join(self.stream_kinds),
+                    remedy="leave out dataset.tasks" if len(self.stream_kinds) > 1 else "name two or more",
+                )  # fmt: skip
+        elif self.stream == "corruption" and (self.tasks or 0) > len(STREAM_KINDS):
+            raise UserError(
+                f"are more than the {len(STREAM_KINDS)} kinds, none among them", key="dataset.tasks", value=self.tasks,
+                remedy=f"at most dataset.tasks={len(STREAM_KINDS)}",
             )  # fmt: skip

@@ -78,7 +78,7 @@ class DataModule(pl.LightningDataModule):
         canaries: how many are planted (see `data.canaries`).
         shadow: (number, of how many) of a shadow model, if this is the data of one (see `data.shadows`).
         public: use constants for what would be measured on training images (contract C7).
-        epochs: of the whole training, which the tasks of a stream share.
+        epochs: of the whole training, which the tasks of a stream share; None = one for each task.
         after: the model that is to be updated, with its data, if this is the data of an update.
         say: prints one line.
 
@@ -98,7 +98,7 @@ class DataModule(pl.LightningDataModule):
         canaries: int = 0,
         shadow: tuple[int, int] | None = None,
         public: bool = False,
-        epochs: int = 1,
+        epochs: int | None = None,
         after: Earlier | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
@@ -116,7 +116,7 @@ class DataModule(pl.LightningDataModule):
         self.after = after
         self.joined: Joined | None = None
         if after is not None:
-            self.joined = join(after, self._prepared, epochs=epochs, private=public)
+            self.joined = join(after, self._prepared, epochs=epochs or 1, private=public)
             self._prepared, self.stream = self.joined.prepared, self.joined.stream
         self.info = self._prepared.info.public() if public else self._prepared.info
         if after is not None:  # what the model sees stays what it learnt on

@@ -7,6 +7,7 @@ the middle of a task as if nothing had been.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,9 +15,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from effvit_train.audit.robustness.scale import SMALLEST
 from effvit_train.data import draws
-from effvit_train.data.config import DatasetConfig
-from effvit_train.data.prepare import Prepared
+from effvit_train.data.config import CLEAN, DatasetConfig
+from effvit_train.data.corrupted import CorruptedSource, kinds_of_tasks, portions, severity_of
+from effvit_train.data.prepare import Prepared, resplit
 from effvit_train.data.sampler import rank_and_world
 from effvit_train.data.splits import SPLITS
 from effvit_train.errors import UserError, did_you_mean
@@ -24,6 +27,7 @@ from effvit_train.keys import stream_key
 
 Ints = npt.NDArray[np.int64]
 CLASS, DOMAIN, DATA = "class", "domain", "data"
+CORRUPTION = "corruption"  # a stream of domains that are made
 KINDS = (CLASS, DOMAIN, DATA)
 
 
@@ -49,7 +53,7 @@ class Stream:
     """The tasks in their order.
 
     Attributes:
-        kind: class, domain or data.
+        kind: class, domain (corruptions too) or data.
         tasks: in the order in which they come.
         epochs: that each is trained for.
         first: the number of the task that is trained first; the model knows those before it already.
@@ -142,7 +146,7 @@ class StreamSelection:
         return np.concatenate([fresh, again])[rank::world]
 
 
-def make_stream(prepared: Prepared, config: DatasetConfig, *, epochs: int) -> tuple[Prepared, Stream]:
+def make_stream(prepared: Prepared, config: DatasetConfig, *, epochs: int | None) -> tuple[Prepared, Stream]:
     """Part a set into tasks.
 
     In a class-incremental stream the classes are numbered in the order in which they come.
@@ -150,7 +154,7 @@ def make_stream(prepared: Prepared, config: DatasetConfig, *, epochs: int) -> tu
     Args:
         prepared: the set.
         config: `dataset`, with a `stream`.
-        epochs: of the whole training.
+        epochs: of the whole training; None = one for each task.
 
     Raises:
         UserError: the set cannot be parted in this way, or the epochs not among the tasks.
@@ -159,15 +163,19 @@ def make_stream(prepared: Prepared, config: DatasetConfig, *, epochs: int) -> tu
         prepared, tasks = _by_class(prepared, config)
     elif config.stream == DOMAIN:
         tasks = _by_group(prepared, config)
+    elif config.stream == CORRUPTION:
+        prepared, tasks = _by_corruption(prepared, config)
     else:
         tasks = _by_chance(prepared, config)
+    epochs = epochs or len(tasks)
     if epochs % len(tasks):
         raise UserError(
             f"cannot be shared equally by {len(tasks)} tasks", key="trainer.max_epochs", value=epochs,
             remedy=f"e.g. trainer.max_epochs={len(tasks) * max(1, round(epochs / len(tasks)))}",
         )  # fmt: skip
     assert config.stream is not None
-    return prepared, Stream(config.stream, tuple(tasks), epochs // len(tasks))
+    kind = DOMAIN if config.stream == CORRUPTION else config.stream
+    return prepared, Stream(kind, tuple(tasks), epochs // len(tasks))
 
 
 def _by_class(prepared: Prepared, config: DatasetConfig) -> tuple[Prepared, list[Task]]:
@@ -206,7 +214,7 @@ def _by_group(prepared: Prepared, config: DatasetConfig) -> list[Task]:
             remedy=(did_you_mean(column, prepared.columns) if column else "") or there,
         )  # fmt: skip
     values = np.array(prepared.columns[column])
-    found = sorted(set(values[prepared.split < SPLITS.index("unused")].tolist()))
+    found = sorted(set(values[prepared.split < SPLITS.index("unused")].tolist()), key=_by_value)
     found = [found[k] for k in _order(len(found), config)]
     count = config.tasks or len(found)
     if not 2 <= count <= len(found):
@@ -219,6 +227,15 @@ def _by_group(prepared: Prepared, config: DatasetConfig) -> list[Task]:
         shown = ", ".join(part) if len(part) <= 3 else f"{part[0]} … {part[-1]} ({len(part)})"
         tasks.append(_task(prepared, f"{column}={shown}", np.isin(values, part)))
     return tasks
+
+
+def _by_value(name: str) -> tuple[float, str]:
+    """Numbers in their order, then words in theirs."""
+    try:
+        value = float(name)
+    except ValueError:
+        value = math.nan
+    return (math.inf if math.isnan(value) else value), name
 
 
 def _even(names: Sequence[str], values: npt.NDArray[np.str_], count: int) -> list[list[str]]:
@@ -234,6 +251,29 @@ def _even(names: Sequence[str], values: npt.NDArray[np.str_], count: int) -> lis
         parts[-1].append(name)
         held += size
     return parts
+
+
+def _by_corruption(prepared: Prepared, config: DatasetConfig) -> tuple[Prepared, list[Task]]:
+    """Portions of every split, each under a corruption of its own: the same one in training and in each test."""
+    kinds, severity = kinds_of_tasks(config), severity_of(config)
+    sides = prepared.info.input_shape[1:]
+    if min(sides) < SMALLEST:
+        raise UserError(
+            f"needs images of {SMALLEST} px a side, and these have {min(sides)}", key="dataset.stream",
+            value=CORRUPTION, remedy=f"dataset.image_size={SMALLEST} or more",
+        )  # fmt: skip
+    portion = portions(prepared, len(kinds), config.split_seed)
+    source = CorruptedSource(
+        prepared.source, portion, kinds, severity=severity, seed=config.split_seed, keep=prepared.in_memory
+    )
+    # other images, so another data set: its accuracies are not those of the clean one
+    what = f"corruption {' '.join(kinds)} {severity} {config.split_seed}"
+    shown = resplit(replace(prepared, source=source), prepared.labels, prepared.split, what)
+    tasks = []
+    for number in _order(len(kinds), config):
+        strength = "" if kinds[number] == CLEAN else f", severity {severity}"
+        tasks.append(_task(shown, f"corruption={kinds[number]}{strength}", portion == number))
+    return shown, tasks
 
 
 def _by_chance(prepared: Prepared, config: DatasetConfig) -> list[Task]:

@@ -54,7 +54,7 @@ def grow(model: nn.Module, classes: Sequence[str], *, seed: int) -> tuple[list[G
     """
     generator = torch.Generator().manual_seed(seed)
     rows = {}
-    for name in _logits_layers(model):
+    for name in logits_layers(model):
         layer: Any = model.get_submodule(name)
         weight = torch.empty(len(classes), layer.in_features)
         nn.init.trunc_normal_(weight, std=0.02, generator=generator)
@@ -70,8 +70,12 @@ def recorded(model: nn.Module, entry: Mapping[str, Any]) -> list[Grow]:
     return grow(model, classes, seed=0)[0]
 
 
-def _logits_layers(model: nn.Module) -> list[str]:
-    """Names of the linear layers that give logits, one for each head."""
+def logits_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers that give logits, one for each head.
+
+    Raises:
+        CannotGrowError: there are none.
+    """
     inner = [
         None
         if head is None
@@ -88,8 +92,11 @@ def _append(parameter: nn.Parameter, rows: Tensor, optimizer: torch.optim.Optimi
     shape, rows = parameter.shape, rows.to(parameter)
     if optimizer is not None and parameter in optimizer.state:
         state = optimizer.state[parameter]
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == shape:
-                state[key] = torch.cat([value, torch.zeros_like(rows, dtype=value.dtype)])
+        if any(isinstance(value, Tensor) and value.ndim and value.shape != shape for value in state.values()):
+            del optimizer.state[parameter]  # kept by rows and columns, as Adafactor does: it is begun anew
+        else:
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == shape:
+                    state[key] = torch.cat([value, torch.zeros_like(rows, dtype=value.dtype)])
     parameter.grad = None
     parameter.data = torch.cat([parameter.data, rows])
