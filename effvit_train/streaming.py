@@ -100,7 +100,9 @@ class Streaming(pl.Callback):
             seconds = self._spent + time.monotonic() - self._since
             self._end(trainer, module, task, self.stream.epochs * int(trainer.num_training_batches), seconds)
         module.figures |= {
-            f"{CURVE}{j + 1}": value for j, value in enumerate(self.accuracy[task][: task + 1])
+            f"{CURVE}{j + 1}": value
+            for j, value in enumerate(self.accuracy[task][: task + 1])
+            if value is not None
         }
 
     def _end(self, trainer: pl.Trainer, module: Any, task: int, steps: int = 0, seconds: float = 0.0) -> None:

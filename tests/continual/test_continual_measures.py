@@ -102,7 +102,7 @@ def test_each_kind_of_stream_has_the_measures_that_mean_something():
 
     found, missing = keys("class", [])
     assert missing == {"forward_transfer"}
-    assert found.values["continual/memory_mb"] == 2.5
+    assert found.values["continual/kept_mb"] == 2.5
     assert found.values["continual/seconds_per_task"] == 2.0
     assert keys("domain", BEFORE)[1] == {"task_incremental_accuracy"}
     assert keys("data", BEFORE)[1] == {

@@ -219,7 +219,7 @@ def test_after_the_first_task_no_weight_moves_and_the_head_is_that_of_the_means(
     for k in range(2, 10, 2):
         assert rows[k]["val/accuracy"] == rows[k + 1]["val/accuracy"]
     # ten means of 16 features and as many counts, of 8 bytes
-    assert found["measures"]["continual/memory_mb"] == pytest.approx((10 * 16 + 10) * 8 / 1e6)
+    assert found["measures"]["continual/kept_mb"] == pytest.approx((10 * 16 + 10) * 8 / 1e6)
 
 
 def _after_the_first_task(directory, monkeypatch, *arguments):
@@ -241,7 +241,7 @@ def test_starting_weights_as_they_are(tmp_path, monkeypatch, capsys):
     found = card(tmp_path / "run")["measures"]
     assert found["continual/average_accuracy"] > 0.3  # chance is 0.1: random features are worth something
     # means, counts and the products of 16 features
-    assert found["continual/memory_mb"] == pytest.approx((10 * 16 + 10 + 16 * 16) * 8 / 1e6)
+    assert found["continual/kept_mb"] == pytest.approx((10 * 16 + 10 + 16 * 16) * 8 / 1e6)
 
 
 @pytest.mark.parametrize(
