@@ -95,6 +95,8 @@ def _data(run_dir: RunDir, card: Card, config: Config, path: Path, say: Callable
             f"the data are not those that {path} was trained on", key="dataset.root", value=config.dataset.root,
             remedy="give back the same files",
         )  # fmt: skip
+    if data.stream is not None:
+        data.join_tasks()
     return data
 
 

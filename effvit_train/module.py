@@ -144,6 +144,7 @@ class VisionModule(pl.LightningModule):
         """The training is over: low-rank layers become part of the layers that they stand beside."""
         for model in (self.model, self.shipped):
             merge(model)
+        self.terms = self.terms[:1]  # what others keep of the model does not follow it any further
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) to what the model sees."""

@@ -45,6 +45,7 @@ EARLIER_IMAGES = "looks at training images of earlier tasks"
 CHANGES_GRADIENTS = "changes the gradients after they were computed"
 TAKES_TOKENS = "takes tokens away"
 LOSES_PATCHES = "leaves patches without a token"
+NEW_WEIGHTS = "puts other weights in the place of those that were trained"
 
 
 @dataclass(frozen=True)

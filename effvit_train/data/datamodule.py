@@ -190,6 +190,10 @@ class DataModule(pl.LightningDataModule):
         other.info = replace(self.info, counts=counts, fingerprint=print_)
         return other
 
+    def join_tasks(self) -> None:
+        """Let training batches be of all tasks together: for what is done when a stream has ended."""
+        self.stream = self._selection = None
+
     def labels_of(self, ids: Ints) -> Ints:
         """Classes (n,) of samples."""
         return self._prepared.labels[ids]

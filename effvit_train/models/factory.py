@@ -77,6 +77,9 @@ def _from_weights(
     cut = _cut_run(record, path)
     record = cut or record
     state, there = weights.read_state(path), _attention_of(path)
+    if (path / RECORD_FILE).is_file():
+        found = ArchitectureRecord.read(path / RECORD_FILE)
+        state = weights.rows_of_classes(state, record, found.classes, say=say)
     if swap.NAME in record.kwargs:
         _check_rebuild(record)
         with torch.device("meta"), torch.random.fork_rng(devices=[]):

@@ -41,11 +41,13 @@ class LowRank(nn.Module):
         """(..., in) to (..., out)."""
         return self.base(x) + self.up(self.down(x))
 
+    def change(self) -> Tensor:
+        """What is learnt, B A (out, in), in double precision."""
+        return self.up.weight.double() @ self.down.weight.double()
+
     def merged(self) -> nn.Linear:
         """The plain layer that gives the same."""
-        self.base.weight.data += (self.up.weight.double() @ self.down.weight.double()).to(
-            self.base.weight.dtype
-        )
+        self.base.weight.data += self.change().to(self.base.weight.dtype)
         return self.base
 
 
@@ -125,3 +127,17 @@ def merge(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, LowRank):
             model.set_submodule(name, module.merged())
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state that the model would have after `merge`, in tensors of its own; the model stays as it is."""
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for name, module in model.named_modules():
+        if isinstance(module, LowRank):
+            for part in ("down.weight", "up.weight"):
+                del state[f"{name}.{part}"]
+            for part in [key for key in state if key.startswith(f"{name}.base.")]:
+                state[f"{name}.{part.removeprefix(f'{name}.base.')}"] = state.pop(part)
+            state[f"{name}.weight"] += module.change().to(state[f"{name}.weight"].dtype)
+    return state

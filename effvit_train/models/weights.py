@@ -306,6 +306,23 @@ def _line(error: Exception) -> str:
     return (text.splitlines()[0] if text else type(error).__name__)[:200]
 
 
+def rows_of_classes(state: State, record: ArchitectureRecord, found: tuple[str, ...], *, say: Say) -> State:
+    """The state with the classifier's rows in the order of the record's classes, where `found` names them all.
+
+    Streams number classes in the order of arrival: by number, rows would be those of other classes.
+    """
+    if found == record.classes or not set(record.classes) <= set(found):
+        return state
+    cfg = timm.get_pretrained_cfg(record.name)
+    heads = tuple(f"{head}." for head in _names(cfg.classifier if cfg else None) or ("head",))
+    rows = torch.tensor([found.index(name) for name in record.classes])
+    say("model.weights: the classifier's rows are taken by the names of the classes")
+    return {
+        key: tensor[rows] if key.startswith(heads) and tensor.shape[:1] == (len(found),) else tensor
+        for key, tensor in state.items()
+    }
+
+
 # --- the hub -----------------------------------------------------------------------------------
 
 

@@ -45,6 +45,16 @@ def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
         return [(_line(program(), open_), "the same run without privacy: the baseline to judge this one by")]
     if is_private(card):
         return [(_line("effvit report", [run_dir, str(baseline.run_dir)]), "both runs on one page")]
+    stream = card.provenance.get("continual")
+    if stream and not active:  # not distillation: a teacher that is trained first would see tasks to come
+        if "joint" in stream["strategies"]:
+            return []
+        return [
+            (
+                _line(program(), [*_kept(card, without=("continual",)), "continual=joint"]),
+                "the same stream with all earlier data kept: the upper bound",
+            )
+        ]
     if not active:
         return [
             (

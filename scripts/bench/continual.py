@@ -25,6 +25,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "ewc": ("continual=ewc",),
     "lwf": ("continual=lwf",),
     "ncm": ("continual=ncm",),
+    "lda": ("continual=ncm", "continual.ncm.classifier=lda"),
     "replay": ("continual=replay",),
     "derpp": ("continual=derpp",),
     "joint": ("continual=joint",),

@@ -15,11 +15,11 @@ from effvit_train.compress.distill import DistillConfig
 from effvit_train.compress.distill.config import AttentionConfig, FeatureConfig
 from effvit_train.compress.distill.losses import attention_loss
 from effvit_train.compress.distill.targets import LiveTargets
-from effvit_train.compress.distill.teacher import Teacher, View
 from effvit_train.compress.distill.terms import FeatureTerm, make_terms
 from effvit_train.compress.distill.transfer import AttentionTerm
 from effvit_train.data.info import DataInfo
 from effvit_train.errors import UserError
+from effvit_train.frozen import Teacher, View
 from effvit_train.models.changes import recorded_operations
 from effvit_train.models.make import make
 from effvit_train.models.structure import read_structure

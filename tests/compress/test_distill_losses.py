@@ -14,8 +14,8 @@ from effvit_train.compress.distill.losses import (
     hard_loss,
     relation,
     relation_loss,
-    soft_loss,
 )
+from effvit_train.soft_labels import soft_loss
 
 
 def test_soft_loss_by_hand():

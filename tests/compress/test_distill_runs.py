@@ -13,7 +13,7 @@ import torch
 from driving import SMALL, curves, exit_code, interrupted_run, run_in
 
 from effvit_train import checkpoint_file, cli, load_model
-from effvit_train.compress.distill.teacher import Teacher
+from effvit_train.frozen import Teacher
 
 KIND = "compress.distill.kinds"
 CACHE = "compress.distill.cache"

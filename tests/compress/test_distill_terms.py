@@ -13,16 +13,17 @@ from torch.nn import functional as F
 from effvit_train.compress.distill import DistillConfig, TrainedTeacherConfig, blocks
 from effvit_train.compress.distill.config import FeatureConfig, RelationConfig
 from effvit_train.compress.distill.find import default_teacher
-from effvit_train.compress.distill.losses import feature_loss, relation_loss, soft_loss
+from effvit_train.compress.distill.losses import feature_loss, relation_loss
 from effvit_train.compress.distill.student import with_token
 from effvit_train.compress.distill.targets import LiveTargets
-from effvit_train.compress.distill.teacher import Teacher, View
 from effvit_train.compress.distill.terms import FeatureTerm, RelationTerm, SelfTerm, make_terms
 from effvit_train.config import Config, RecipeConfig
 from effvit_train.data.info import DataInfo
 from effvit_train.errors import UserError
+from effvit_train.frozen import Teacher, View
 from effvit_train.models.config import ModelConfig
 from effvit_train.parts import Step
+from effvit_train.soft_labels import soft_loss
 from effvit_train.taps import Taps
 
 INFO = DataInfo("d", ("a", "b", "c"), (1, 8, 8), (0.4,), (0.2,), {}, {}, "f", {})

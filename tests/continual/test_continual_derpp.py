@@ -225,4 +225,4 @@ def test_a_teacher_is_given_or_refused(tmp_path, monkeypatch, capfd):
     capfd.readouterr()
     assert exit_code(tmp_path, monkeypatch, *distilled, "run_dir=not") == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert "compress.distill.teacher: is trained first, on all the data, which come task by task here" in line
+    assert "trains a teacher first, on the data of all tasks before they have come" in line

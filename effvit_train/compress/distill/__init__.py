@@ -26,7 +26,7 @@ from effvit_train.parts import (
 
 if TYPE_CHECKING:
     from effvit_train.compress.distill.find import Found
-    from effvit_train.compress.distill.targets import Targets
+    from effvit_train.soft_labels import Targets
 
 __all__ = ["FEATURES", "PART", "DistillConfig", "TrainedTeacherConfig", "attach"]
 

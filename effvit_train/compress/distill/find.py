@@ -17,9 +17,9 @@ from torch import nn
 from effvit_train import seen
 from effvit_train.card import Card
 from effvit_train.compress.distill.config import DistillConfig
-from effvit_train.compress.distill.teacher import Teacher, View
 from effvit_train.config import Config
 from effvit_train.errors import UserError, did_you_mean
+from effvit_train.frozen import Teacher, View
 from effvit_train.models.config import AttentionArgs, ModelConfig
 from effvit_train.models.factory import count_parameters, create, hash_state, inspect_model, load_model
 from effvit_train.models.record import ArchitectureRecord
@@ -90,12 +90,12 @@ def default_teacher(config: DistillConfig, size: int) -> ModelConfig:
 
 
 def _trained_here(config: DistillConfig, context: Context) -> Found:
-    trained = config.trained
     if context.stream_of_tasks is not None:
         raise UserError(
-            "is trained first, on all the data, which come task by task here", key=_KEY,
-            remedy=f"give one: {_KEY}=RUN_DIR, or compress.distill.kinds=self",
+            "trains a teacher first, on the data of all tasks before they have come", key=_KEY, value=None,
+            remedy=f"give one, e.g. {_KEY}=RUN_DIR; or learn from the model as it was: continual=lwf",
         )  # fmt: skip
+    trained = config.trained
     settings: Config = copy.deepcopy(context.config)
     settings.model = default_teacher(config, max(context.info.input_shape[1:]))
     if "attention" in config.kinds and trained.model.name == "auto":  # the student's body, attention exact
@@ -119,7 +119,7 @@ def _trained_here(config: DistillConfig, context: Context) -> Found:
 def _from_run(path: Path, source: str, context: Context) -> Found:
     run = RunDir(path)
     record = ArchitectureRecord.read(run.record)
-    if record.classes != context.info.classes:
+    if sorted(record.classes) != sorted(context.info.classes):
         raise UserError(
             f"knows the classes {_list(record.classes)}, the data has {_list(context.info.classes)}",
             key=_KEY, value=path, remedy="give a teacher trained on the same classes",
@@ -135,6 +135,10 @@ def _from_run(path: Path, source: str, context: Context) -> Found:
         )
     view = _view(context, record.mean, record.std, record.input_shape[1:])
     digest = _digest(file=run.weights, shape=record.to_json(), size=record.input_shape[1:])
+    outputs = None
+    if record.classes != context.info.classes:  # of a stream: numbered in the order of arrival
+        outputs = [record.classes.index(name) for name in context.info.classes]
+        digest = hashlib.sha256(f"{digest} {outputs}".encode()).hexdigest()
     own = {key: value for key, value in card.measures.items() if key.startswith(("quality/", "cost/"))}
     provenance: dict[str, Any] = {
         "name": record.name,
@@ -142,7 +146,7 @@ def _from_run(path: Path, source: str, context: Context) -> Found:
         "run_dir": str(path),
         "accuracy": card.measures.get("quality/accuracy")
         if same
-        else _accuracy(Teacher(load_model(path), view), context),
+        else _accuracy(Teacher(load_model(path), view, outputs), context),
         "params": count_parameters(model),
         "epochs": card.run.get("epochs"),
         "fast_dev_run": card.run.get("fast_dev_run"),
@@ -153,11 +157,17 @@ def _from_run(path: Path, source: str, context: Context) -> Found:
         "seen": seen.of_run(path) or seen.foreign(None, "training"),
         "declared": None,
     }
-    return Found(provenance, digest, lambda: Teacher(load_model(path), view))
+    return Found(provenance, digest, lambda: Teacher(load_model(path), view, outputs))
 
 
 def _from_timm(name: str, config: DistillConfig, context: Context) -> Found:
     info = context.info
+    dataset = context.config.dataset
+    if dataset.stream == "class" and dataset.stream_order is not None:
+        raise UserError(
+            "does not name its outputs, and this stream numbers the classes in the order of arrival",
+            key=_KEY, value=name, remedy="dataset.stream_order=null, or the run directory of a teacher",
+        )  # fmt: skip
     published = timm.get_pretrained_cfg(name.partition("/")[2] or name)
     if config.weights is None and not config.pretrained:
         raise UserError(

@@ -7,17 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`T^2 KL(softmax(teacher / T) || softmax(student / T))` for each sample, shape (B,).
-
-    Hinton, Vinyals & Dean 2015, section 2: the factor `T^2` keeps the gradient's size when the
-    temperature changes. `student` and `teacher` are logits (B, K), up to a constant per sample.
-    """
-    log_p = F.log_softmax(student / temperature, dim=-1)
-    log_q = F.log_softmax(teacher / temperature, dim=-1)
-    return (log_q.exp() * (log_q - log_p)).sum(dim=-1) * temperature**2
-
-
 def hard_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Cross entropy of the student against the class that the teacher holds likeliest, shape (B,).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +15,11 @@ from typing_extensions import override
 
 from effvit_train.compress.distill.losses import ensemble
 from effvit_train.compress.distill.store import Store
-from effvit_train.compress.distill.teacher import Teacher
 from effvit_train.errors import UserError
+from effvit_train.frozen import Teacher
 from effvit_train.parts import Step
 
 Ints = npt.NDArray[np.int64]
-
-
-class Targets(Protocol):
-    """What logit kinds learn from."""
-
-    def log_probs(self, step: Step) -> Tensor:
-        """The teachers' log-probabilities (B, K) for the step's samples."""
-        ...
 
 
 class LiveTargets:

@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from effvit_train.compress.distill import blocks
 from effvit_train.compress.distill.config import ALL, DistillConfig, FeatureConfig, RelationConfig
-from effvit_train.compress.distill.losses import feature_loss, hard_loss, relation_loss, soft_loss
-from effvit_train.compress.distill.targets import LiveTargets, Targets
+from effvit_train.compress.distill.losses import feature_loss, hard_loss, relation_loss
+from effvit_train.compress.distill.targets import LiveTargets
 from effvit_train.compress.distill.transfer import AttentionTerm
 from effvit_train.data.info import DataInfo
 from effvit_train.errors import UserError
@@ -22,35 +22,13 @@ from effvit_train.keys import stream_key
 from effvit_train.models.factored import FactoredLinear
 from effvit_train.models.surgery import Operation, Slice, apply, slice_parameter
 from effvit_train.parts import Step, Term
+from effvit_train.soft_labels import SoftTerm, Targets, answered, soft_loss, student_logits
 
 _KEY = "compress.distill"
 
 
-def student_logits(step: Step) -> Tensor:
-    """The head that learns from the teacher: the distillation token's where there is one."""
-    return step.logits if step.token_logits is None else step.token_logits
-
-
-def teacher_log_probs(step: Step, targets: Targets) -> Tensor:
-    """The teacher's, up to a constant, of the classes that the student has: in a stream more are to come."""
-    return targets.log_probs(step)[:, : step.logits.shape[1]]
-
-
-class SoftTerm(Term):
-    """Kind `soft`: the teacher's distribution (Hinton et al. 2015)."""
-
-    name = "soft"
-
-    def __init__(self, targets: Targets, *, temperature: float, weight: float) -> None:
-        self.targets, self.temperature, self.weight = targets, temperature, weight
-
-    @override
-    def __call__(self, step: Step) -> Tensor:
-        return soft_loss(student_logits(step), teacher_log_probs(step, self.targets), self.temperature)
-
-
 class HardTerm(Term):
-    """Kind `hard`: the class that the teacher holds likeliest (Touvron et al. 2021)."""
+    """Kind `hard`: the class that the teacher holds likeliest (Touvron et al. 2021), of those known by now."""
 
     name = "hard"
 
@@ -59,7 +37,8 @@ class HardTerm(Term):
 
     @override
     def __call__(self, step: Step) -> Tensor:
-        return hard_loss(student_logits(step), teacher_log_probs(step, self.targets))
+        student = student_logits(step)
+        return hard_loss(student, self.targets.log_probs(step)[:, : student.shape[1]])
 
 
 class SelfTerm(Term):
@@ -79,10 +58,7 @@ class SelfTerm(Term):
     def __call__(self, step: Step) -> Tensor:
         with torch.no_grad():
             target = self._average(step.images).float()
-        student = step.logits
-        if step.token_logits is not None:
-            student = (step.logits + step.token_logits) / 2  # as the average answers
-        return soft_loss(student, target, self.temperature)
+        return soft_loss(answered(step), target, self.temperature)
 
     @override
     def after_step(self, model: nn.Module, step: int) -> None:

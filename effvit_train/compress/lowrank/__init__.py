@@ -12,6 +12,7 @@ from effvit_train.config import Config
 from effvit_train.moment import Moment
 from effvit_train.parts import (
     FREEZES_WEIGHTS,
+    NEW_WEIGHTS,
     READS_TRAINING_DATA,
     ROUNDED_WEIGHTS,
     Attachment,
@@ -62,6 +63,10 @@ def _trained_further(config: Config) -> bool:
     return _on(config) is not None and not _moment(config).at_end
 
 
+def _midway(config: Config) -> bool:
+    return _trained_further(config) and _moment(config).value > 0
+
+
 PART = Part(
     name=NAME,
     key="compress",
@@ -87,6 +92,13 @@ FEATURES = (
             FREEZES_WEIGHTS: f"make up for what is lost, and frozen ones could not ({KEY}.start=1 factors the model "
             "after the training)"
         },
+    ),
+    Part(
+        name="during the training",
+        key=f"{KEY}.start",
+        active=_midway,
+        does=frozenset({NEW_WEIGHTS}),
+        instead=f"{KEY}.start=1 factors the model after the training, {KEY}.start=0 before it",
     ),
 )
 

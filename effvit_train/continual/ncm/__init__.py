@@ -8,7 +8,7 @@ from typing import Any
 from effvit_train.config import Config
 from effvit_train.errors import UserError, one_of
 from effvit_train.moment import Moment
-from effvit_train.parts import FREEZES_WEIGHTS, Attachment, Context, Part
+from effvit_train.parts import EARLIER_IMAGES, FREEZES_WEIGHTS, Attachment, Context, Part
 
 NAME = "ncm"
 KEY = f"continual.{NAME}"
@@ -50,7 +50,7 @@ PART = Part(
     key="continual",
     active=lambda config: NAME in config.continual,
     schema=NearestMeanConfig,
-    does=frozenset({FREEZES_WEIGHTS}),
+    does=frozenset({FREEZES_WEIGHTS, EARLIER_IMAGES}),
     instead="train and then effvit compress RUN_DIR",
 )
 

@@ -64,11 +64,13 @@ class Teacher:
     Args:
         model: maps its own normalised images to logits (B, K).
         view: from the student's images to its own.
+        outputs: of the model, one for each of the student's classes in their order; None = its own order.
     """
 
-    def __init__(self, model: nn.Module, view: View) -> None:
+    def __init__(self, model: nn.Module, view: View, outputs: Sequence[int] | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
         self.view = view
+        self._outputs = None if outputs is None else torch.tensor(outputs)
         self._device: torch.device | None = None
         self._autocast = False
         self._taps = Taps(model, ())
@@ -91,4 +93,7 @@ class Teacher:
             self._autocast = precision.name == "bf16-mixed"
         with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self._autocast):
             logits = self.model(self.view(images)).float()
+        if self._outputs is not None:
+            self._outputs = self._outputs.to(logits.device)
+            logits = logits[:, self._outputs]
         return F.log_softmax(logits, dim=-1), self._taps.take()
