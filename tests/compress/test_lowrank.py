@@ -23,6 +23,7 @@ from effvit_train.compress.lowrank.checks import check_optimizer
 from effvit_train.compress.lowrank.decompose import Decomposition, decompose
 from effvit_train.compress.lowrank.layers import find_layers
 from effvit_train.config import RecipeConfig
+from effvit_train.data.datamodule import DataModule
 from effvit_train.errors import UserError
 from effvit_train.models.factored import FactoredLinear, matrix_of
 from effvit_train.models.factory import build, count_parameters
@@ -58,6 +59,8 @@ class Images:
     def indices(self, split: str) -> np.ndarray:
         assert split == "val"
         return np.arange(10, len(self.images))
+
+    evenly, first_train_batches = DataModule.evenly, DataModule.first_train_batches
 
     def train_batches(self, epoch: int) -> list[np.ndarray]:
         return np.split(np.arange(len(self.images)), range(8, len(self.images), 8))

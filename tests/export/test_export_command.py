@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import subprocess
@@ -220,6 +221,7 @@ def test_missing_packages_are_named(monkeypatch):
 
 def private_run(val: int) -> SimpleNamespace:
     """What `_calibration` reads of a run; its training images must not be touched."""
+    from effvit_train.data.datamodule import DataModule
 
     def indices(split):
         assert split == "val"
@@ -233,8 +235,10 @@ def private_run(val: int) -> SimpleNamespace:
                 images=torch.full((1, 1, 2, 2), int(k) % 256, dtype=torch.uint8), labels=torch.zeros(1)
             )
 
+    data = SimpleNamespace(indices=indices, loader_of=loader_of)
+    data.evenly = functools.partial(DataModule.evenly, data)
     return SimpleNamespace(
-        config=SimpleNamespace(privacy=SimpleNamespace(on=True)), data=SimpleNamespace(indices=indices, loader_of=loader_of),
+        config=SimpleNamespace(privacy=SimpleNamespace(on=True)), data=data,
         record=SimpleNamespace(mean=(0.0,), std=(1.0,)), run_dir=SimpleNamespace(path=Path("run")),
     )  # fmt: skip
 
