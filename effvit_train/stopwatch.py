@@ -20,13 +20,10 @@ def time_runs(
     budget: float,
     *,
     warmup: int,
-    started: Callable[[], None] | None = None,
 ) -> list[float]:
     """Seconds of each of `runs` runs, or of as many as `budget` allows, at least MIN_RUNS."""
     for _ in range(warmup):
         run()
-    if started:
-        started()
     times: list[float] = []
     begin = time.perf_counter_ns()
     while len(times) < runs:

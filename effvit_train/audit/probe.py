@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 import effvit_train  # noqa: F401  (makes torchvision importable for timm)
+from effvit_train import nvml, rapl
 from effvit_train.audit.operations import count_operations
 from effvit_train.models.factory import build, load_weights
 from effvit_train.models.record import ArchitectureRecord
 from effvit_train.precision import autocast, dtype_of
-from effvit_train.rapl import measure_energy
 from effvit_train.resident import forget_peak, peak_bytes, resident_bytes
 from effvit_train.runs import processor
 from effvit_train.stopwatch import fitting_batch, median, percentile, time_runs
@@ -65,18 +65,13 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         latency = median(times)
         batch_size = fitting_batch(request["throughput_batch"], latency, THROUGHPUT_SECONDS)
         batch = image.expand(batch_size, *record.input_shape).contiguous()
-        energy = _Energy(device)
-        batch_times = time_runs(
-            lambda: run(batch), request["throughput_runs"], THROUGHPUT_SECONDS, warmup=1, started=energy.start
-        )
-        spent = energy.joules()
+        batch_times = time_runs(lambda: run(batch), request["throughput_runs"], THROUGHPUT_SECONDS, warmup=1)
         if device.type == "cuda":
-            how = (
-                "NVML" if spent is not None else "no energy counter: needs an NVIDIA GPU with NVML and pynvml"
+            joules, how = nvml.measure_energy(
+                lambda: run(batch), str(torch.cuda.get_device_properties(device).uuid)
             )
-            joules = None if spent is None else spent / len(batch_times)
         else:
-            joules, how = measure_energy(lambda: run(batch), seconds=0.5)
+            joules, how = rapl.measure_energy(lambda: run(batch), seconds=0.5)
     operations = count_operations(model, record.input_shape)
     parameters = sum(p.numel() for p in model.parameters())
     bits = sum(p.numel() * p.element_size() * 8 for p in model.parameters()) / max(parameters, 1)
@@ -179,35 +174,6 @@ class _Memory:
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device)
         return resident_bytes()
-
-
-class _Energy:
-    """The device's own energy counter, where NVML has one."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.read: Callable[[], float] | None = None
-        self.begin = 0.0
-        if device.type != "cuda":
-            return
-        try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            self.read = lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3
-            self.read()
-        except Exception:  # no pynvml, no permission, a device without the counter
-            self.read = None
-
-    def start(self) -> None:
-        """Begin counting."""
-        if self.read:
-            self.begin = self.read()
-
-    def joules(self) -> float | None:
-        """Joules since `start`; None without a counter."""
-        return self.read() - self.begin if self.read else None
 
 
 if __name__ == "__main__":

@@ -129,11 +129,15 @@ def _save(model: Any, facts: Facts, path: Path) -> None:
 
 
 def _forget_origins(model: Any) -> None:
-    """Leave out what torch notes for developers: Python files of this machine, and lines in them."""
+    """Leave out what torch notes for developers: Python files of this machine, and lines in them.
+
+    And the shapes of values within: some versions of torch leave those there that a later folding has turned over.
+    """
     graphs = [model.graph, *model.functions]
     for graph in graphs:
         del graph.metadata_props[:]
-        for part in (*graph.node, *graph.value_info):
+        del graph.value_info[:]
+        for part in graph.node:
             del part.metadata_props[:]
     for part in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         del part.metadata_props[:]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from effvit_train import nvml
 from effvit_train.audit.machine import EVENTS, Machine, count_events, measure_machine
 from effvit_train.rapl import measure_energy
 
@@ -103,3 +104,27 @@ def test_an_event_that_there_is_not() -> None:
 def test_without_perf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert count_events(lambda: 1, ("cycles",)) == ({"cycles": None}, "perf is not installed")
+
+
+# --- the counter of a GPU, which moves now and then ---------------------------------------------
+
+
+def test_a_gpu_is_measured_between_two_moves_of_its_counter() -> None:
+    calls = [3]  # it has counted before
+    found = nvml.between_moves(
+        lambda: calls.append(1), lambda: len(calls) // 7 * 7 * 250, seconds=0.001, patience=1
+    )  # every seventh call, 250 mJ each
+    assert found is not None
+    millijoules, counted = found
+    assert counted >= 7
+    assert millijoules == 250 * counted
+
+
+def test_a_counter_that_stands_still_measures_nothing() -> None:
+    assert nvml.between_moves(lambda: 1, lambda: 5, seconds=0, patience=0.01) is None
+
+
+def test_without_nvml_there_is_a_reason() -> None:
+    joules, why = nvml.measure_energy(lambda: 1, "00000000-0000-0000-0000-000000000000")
+    assert joules is None
+    assert why.startswith("no energy counter: needs an NVIDIA GPU with NVML and pynvml (")
