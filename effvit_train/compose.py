@@ -294,6 +294,8 @@ def explain(error: Exception, overrides: list[str]) -> UserError | None:
         return error
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        return _no_option(overrides)
     if isinstance(error, OverrideParseException):
         return UserError(
             f"{error.override!r} cannot be read as an override",
@@ -328,6 +330,15 @@ def _missing_option(error: MissingConfigException) -> UserError:
         return UserError(first_line(error), remedy="see python train.py --help")
     hint = did_you_mean(option, options)
     return UserError(f"must be one of {', '.join(options) or '(none)'}", key=group, value=option, remedy=hint)
+
+
+def _no_option(overrides: list[str]) -> UserError | None:
+    """Of a group that is given what names no option, such as null."""
+    for override in parse_overrides(overrides):
+        group, value = override.key_or_group, override.value()
+        if group in GROUPS and not isinstance(value, (str, list)):
+            return UserError(f"must be one of {', '.join(group_options(group))}", key=group, value=value)
+    return None
 
 
 def _unknown_key(full_key: str, overrides: list[str]) -> UserError:

@@ -271,6 +271,7 @@ class UpdateConfig:
         root: where that run's data set is now; null = where it was.
         earlier: which images of that run may be looked at: all | test, none of its training images | none |
             auto, all that are at hand and not private. The start replaces `auto` by what it found.
+        asked: what was asked for, before the start replaced it; none forbids to test on them too.
         tolerance: loss of accuracy that is accepted, as a share of the images.
         level: of the tests and intervals.
         budgets: that the new model has to keep, as `effvit check` reads them.
@@ -280,6 +281,7 @@ class UpdateConfig:
     after: Optional[str] = None
     root: Optional[str] = None
     earlier: str = "auto"
+    asked: str = "auto"
     tolerance: float = 0.02
     level: float = 0.05
     budgets: list[str] = field(default_factory=list)
@@ -288,6 +290,7 @@ class UpdateConfig:
     def validate(self) -> None:
         """Raise `UserError` for a value that cannot be."""
         one_of("update.earlier", self.earlier, EARLIER)
+        one_of("update.asked", self.asked, EARLIER)
         between("update.tolerance", self.tolerance, 0.0, 1.0, example="0.02")
         if not 0 < self.level < 0.5:
             raise UserError(

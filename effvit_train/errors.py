@@ -88,8 +88,8 @@ def between(key: str, value: float, low: float, high: float, *, example: str) ->
 
 
 def at_least(key: str, value: float | None, low: float) -> None:
-    """Raise `UserError` when `value` is given and below `low`."""
-    if value is not None and value < low:
+    """Raise `UserError` when `value` is given and below `low`, or no number."""
+    if value is not None and not value >= low:
         raise UserError(f"must be at least {low:g}", key=key, value=value, remedy=f"e.g. {key}={low:g}")
 
 

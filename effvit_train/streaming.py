@@ -146,7 +146,7 @@ class Streaming(pl.Callback):
         if before != self.stream.epochs:
             count = len(self.stream.tasks) - self.stream.first
             raise UserError(
-                f"the {count} tasks of this run are trained for {before} epochs each", key="trainer.max_epochs",
+                f"each task of this run is trained for {before} epochs", key="trainer.max_epochs",
                 value=epochs, remedy=f"trainer.max_epochs={before * count}, or a new run",
             )  # fmt: skip
 

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 TOLERANCE, LEVEL = 0.02, 0.05
 # Of the parent, whatever is typed.
 _OF_PARENT = ("model", "experiment", "resume", "hydra")
+_OF_STREAM = ("stream", "tasks", "stream_group", "stream_kinds", "stream_severity", "stream_order")
 _REFUSED = {
-    "dataset.stream": "an update is a stream of its own: the earlier data, then the new ones",
-    "dataset.tasks": "an update has two tasks: the earlier data, then the new ones",
-    "dataset.stream_group": "an update is a stream of its own: the earlier data, then the new ones",
-    "dataset.stream_order": "an update is a stream of its own: the earlier data, then the new ones",
+    **{
+        f"dataset.{key}": "an update is a stream of its own: the earlier data, then the new ones"
+        for key in _OF_STREAM
+    },
     "audit.canaries": "no images are planted in an update",
     "audit.shadow_models": "an update trains one model only",
     "trainer.fast_dev_run": "a single batch says nothing about an update",
@@ -80,6 +81,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     options, overrides = parser.parse_known_args(list(argv))
     if options.run is not None and "=" in options.run and not Path(options.run).is_dir():
         overrides, options.run = [options.run, *overrides], None
+        named = [item for item in overrides if "=" not in item and not item.startswith("-")]
+        if len(named) == 1:  # behind the overrides
+            overrides.remove(named[0])
+            options.run = named[0]
     for item in overrides:
         if item.startswith("-") or "=" not in item:
             raise UserError(f"{item!r} is no override", remedy="see effvit update --help")
@@ -146,7 +151,8 @@ def prepare(options: argparse.Namespace, cfg: DictConfig, overrides: list[str]) 
     merged = _merged(parent, cfg, overrides, record.input_shape, str(card.run.get("name") or "model"))
     for key, value in _settings(options).items():
         merged["update"][key] = value
-    merged["update"].after, merged["update"].earlier = str(parent.path.resolve()), options.old_images
+    merged["update"].after = str(parent.path.resolve())
+    merged["update"].earlier = merged["update"].asked = options.old_images
     merged.model.weights, merged.model.pretrained = str(parent.path.resolve()), False
     _check_privacy(merged)
     config = load(merged, overrides, print, stored=True)
@@ -197,7 +203,7 @@ def _merged(
     cfg.audit.canaries = cfg.audit.shadow_models = 0
     cfg.audit.shadow = cfg.privacy.secret = None
     cfg.trainer.fast_dev_run = False
-    for key in ("stream", "tasks", "stream_group", "stream_order", "labels_csv", "num_classes"):
+    for key in (*_OF_STREAM, "labels_csv", "num_classes"):
         cfg.dataset[key] = None
     for group in (key for key in typed if key in GROUPS):
         cfg[group] = composed[group]
@@ -234,18 +240,19 @@ def _check_privacy(cfg: DictConfig) -> None:
         )  # fmt: skip
 
 
-def carry_out(run_dir: RunDir, train: Callable[[Sequence[str]], None]) -> int:
+def carry_out(run_dir: RunDir, train: Callable[[Sequence[str]], None], overrides: Sequence[str] = ()) -> int:
     """Train a prepared update, unless its plan breaks a budget already; returns the exit code of its verdict.
 
     Args:
         run_dir: of the update.
         train: trains, as `effvit train` does with these arguments, and judges the result (`conclude`).
+        overrides: that a resumed run takes.
     """
     held = _held_by_plan(run_dir)
     if held:
         return _told(held, run_dir)
     try:
-        train([f"resume={json.dumps(str(run_dir.path))}"])
+        train([f"resume={json.dumps(str(run_dir.path))}", *overrides])
     except SystemExit as ended:
         if ended.code not in (0, None):
             if ended.code != 130:
@@ -280,15 +287,18 @@ def go_on(
             value=options.resume,
             remedy=f"python train.py resume={options.resume}",
         )
+    stored, _ = load_resumed(run_dir, [])
     for key, value in _settings(options).items():
-        cfg["update"][key] = value
+        cfg["update"][key] = stored["update"][key] = value
     config = load(cfg, first, print, stored=True)
-    done = RunState.read(run_dir.state).status == "done"
-    write_config(run_dir, config, first)
-    if done:
+    trained = cfg.trainer.max_epochs == stored.trainer.max_epochs
+    if RunState.read(run_dir.state).status == "done" and trained:
+        write_config(run_dir, config, first)
         conclude(config, run_dir)
         return _exit_code(run_dir)
-    return carry_out(run_dir, train)
+    # the other overrides are written when the training has taken them
+    write_config(run_dir, load(stored, first, lambda line: None, stored=True), first)
+    return carry_out(run_dir, train, overrides)
 
 
 def conclude(config: Config, run_dir: RunDir) -> None:

@@ -71,7 +71,8 @@ def judge(config: Config, run_dir: RunDir, say: Callable[[str], None]) -> dict[s
     assert config.update.after is not None
     shipped, updated = RunDir(Path(config.update.after)), run_dir
     config = copy.deepcopy(config)
-    config.update.earlier = "auto"  # what may be tested on, whatever was trained on
+    # what may be tested on now, whatever was trained on
+    config.update.earlier = "none" if config.update.asked == "none" else "auto"
     cards = {SHIPPED: Card.read(shipped.card), UPDATED: Card.read(updated.card)}
     data = build_data(config, AugmentStream(config.seed), say)
     assert data.joined is not None

@@ -108,6 +108,7 @@ FOLDER = "dataset=image_folder dataset.image_size=8 dataset.root={set}"
 # (overrides, what makes {set}, text in the line: the key, and the remedy or what is allowed)
 CASES = {
     "typo in a group": ("modell=vit_s", None, "modell", "did you mean model"),
+    "no option": ("dataset.stream=class continual=null", None, "continual=null", "must be one of derpp, ewc"),
     "typo in an option": ("model=vit_sm", None, "model=vit_sm", "did you mean 'vit_s'"),
     "typo in a key": ("recipe.learning_rte=1", None, "recipe.learning_rte", "allowed: batch_size"),
     "typo near a key": ("trainer.max_epoch=3", None, "trainer.max_epoch", "did you mean trainer.max_epochs"),

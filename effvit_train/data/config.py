@@ -163,7 +163,8 @@ class DatasetConfig:
             )  # fmt: skip
             if self.tasks not in (None, len(self.stream_kinds)) or len(self.stream_kinds) < 2:
                 raise UserError(
-                    f"names {len(self.stream_kinds)} kinds, and each is a task", key="dataset.stream_kinds",
+                    f"names {len(self.stream_kinds)} kind{'s' * (len(self.stream_kinds) != 1)}, and each is a task",
+                    key="dataset.stream_kinds",
                     value=",".join(self.stream_kinds),
                     remedy="leave out dataset.tasks" if len(self.stream_kinds) > 1 else "name two or more",
                 )  # fmt: skip

@@ -104,7 +104,7 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self._config, self._seed, self._batch_size = config, seed, batch_size
-        self._prepared = prepare(config, cache_dir=Path(cache_dir), say=say)
+        self._prepared = whole = prepare(config, cache_dir=Path(cache_dir), say=say)
         self.canaries: Canaries | None = None
         if canaries:
             self._prepared, self.canaries = with_canaries(self._prepared, canaries, seed)
@@ -112,7 +112,7 @@ class DataModule(pl.LightningDataModule):
             self._prepared = as_shadow(self._prepared, *shadow, seed)
         self.stream: Stream | None = None
         if config.stream is not None:
-            self._prepared, self.stream = make_stream(self._prepared, config, epochs=epochs)
+            self._prepared, self.stream = make_stream(self._prepared, config, epochs=epochs, dealt=whole)
         self.after = after
         self.joined: Joined | None = None
         if after is not None:
@@ -242,8 +242,12 @@ class DataModule(pl.LightningDataModule):
 
     def attacked(self, models: int) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
         """Ids of attacked training and test images (n,) each, and which shadow model knows which (S, 2n)."""
-        known = membership(self._prepared, models, self._seed) if models else np.zeros((0, 0), dtype=np.bool_)
-        return *attacked(self._prepared, self._seed), known
+        prepared = self._prepared
+        if self.after is not None and not self.after.train:
+            # members are of the new set alone: earlier test images would be told apart by their looks
+            prepared = self.part(old=False).prepared
+        known = membership(prepared, models, self._seed) if models else np.zeros((0, 0), dtype=np.bool_)
+        return *attacked(prepared, self._seed), known
 
     def loader_of(self, ids: Ints) -> DataLoader:
         """These samples, in this order, all of them on every process, without augmentation."""

@@ -146,7 +146,9 @@ class StreamSelection:
         return np.concatenate([fresh, again])[rank::world]
 
 
-def make_stream(prepared: Prepared, config: DatasetConfig, *, epochs: int | None) -> tuple[Prepared, Stream]:
+def make_stream(
+    prepared: Prepared, config: DatasetConfig, *, epochs: int | None, dealt: Prepared | None = None
+) -> tuple[Prepared, Stream]:
     """Part a set into tasks.
 
     In a class-incremental stream the classes are numbered in the order in which they come.
@@ -155,6 +157,8 @@ def make_stream(prepared: Prepared, config: DatasetConfig, *, epochs: int | None
         prepared: the set.
         config: `dataset`, with a `stream`.
         epochs: of the whole training; None = one for each task.
+        dealt: the set before an audit left samples out, by which corruptions are dealt out: an image looks the same
+            whether it is trained on or not. None = `prepared`.
 
     Raises:
         UserError: the set cannot be parted in this way, or the epochs not among the tasks.
@@ -164,7 +168,7 @@ def make_stream(prepared: Prepared, config: DatasetConfig, *, epochs: int | None
     elif config.stream == DOMAIN:
         tasks = _by_group(prepared, config)
     elif config.stream == CORRUPTION:
-        prepared, tasks = _by_corruption(prepared, config)
+        prepared, tasks = _by_corruption(prepared, config, prepared if dealt is None else dealt)
     else:
         tasks = _by_chance(prepared, config)
     epochs = epochs or len(tasks)
@@ -253,7 +257,7 @@ def _even(names: Sequence[str], values: npt.NDArray[np.str_], count: int) -> lis
     return parts
 
 
-def _by_corruption(prepared: Prepared, config: DatasetConfig) -> tuple[Prepared, list[Task]]:
+def _by_corruption(prepared: Prepared, config: DatasetConfig, dealt: Prepared) -> tuple[Prepared, list[Task]]:
     """Portions of every split, each under a corruption of its own: the same one in training and in each test."""
     kinds, severity = kinds_of_tasks(config), severity_of(config)
     sides = prepared.info.input_shape[1:]
@@ -262,7 +266,7 @@ def _by_corruption(prepared: Prepared, config: DatasetConfig) -> tuple[Prepared,
             f"needs images of {SMALLEST} px a side, and these have {min(sides)}", key="dataset.stream",
             value=CORRUPTION, remedy=f"dataset.image_size={SMALLEST} or more",
         )  # fmt: skip
-    portion = portions(prepared, len(kinds), config.split_seed)
+    portion = portions(dealt, len(kinds), config.split_seed)
     source = CorruptedSource(
         prepared.source, portion, kinds, severity=severity, seed=config.split_seed, keep=prepared.in_memory
     )
@@ -281,7 +285,10 @@ def _by_chance(prepared: Prepared, config: DatasetConfig) -> list[Task]:
     count = config.tasks or 5
     train = np.flatnonzero(prepared.split == SPLITS.index("train"))
     if count > len(train):
-        raise UserError("are more than the training images", key="dataset.tasks", value=count, remedy="fewer")
+        raise UserError(
+            f"are more than the {len(train)} training images", key="dataset.tasks", value=count,
+            remedy=f"at most dataset.tasks={len(train)}",
+        )  # fmt: skip
     order = draws.permutation(stream_key("portions", config.stream_order or 0), train)
     tasks = []
     for number, part in enumerate(np.array_split(order, count)):

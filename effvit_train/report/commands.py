@@ -6,7 +6,7 @@ import shlex
 
 from effvit_train.card import Card
 from effvit_train.report.baseline import Baseline
-from effvit_train.report.inputs import as_list, is_private
+from effvit_train.report.inputs import as_dict, as_list, is_private
 from effvit_train.runs import program
 
 SEEDS = "seed=1,2,3"
@@ -45,9 +45,9 @@ def next_commands(card: Card, baseline: Baseline) -> list[tuple[str, str]]:
         return [(_line(program(), open_), "the same run without privacy: the baseline to judge this one by")]
     if is_private(card):
         return [(_line("effvit report", [run_dir, str(baseline.run_dir)]), "both runs on one page")]
-    stream = card.provenance.get("continual")
+    stream = as_dict(card.provenance.get("continual"))
     if stream and not active:  # not distillation: a teacher that is trained first would see tasks to come
-        if "joint" in stream["strategies"]:
+        if "joint" in as_list(stream.get("strategies")):
             return []
         return [
             (

@@ -26,8 +26,6 @@ _SCENARIOS = {
     "all classes.",
     DATA: "Data-incremental: portions of one set. The model chooses among all classes, and is tested on the same images "
     "each time.",
-    "corruption": "Corruption-incremental: the same classes, damaged in another way in each task. The model is not told "
-    "how: it chooses among all classes.",
 }  # fmt: skip
 _WITHIN = "Task-incremental: the model is told the task, and chooses among that task's classes only."
 

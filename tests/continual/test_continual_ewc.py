@@ -260,6 +260,7 @@ def test_what_is_kept_of_a_task_and_that_it_comes_back_from_a_checkpoint():
         ({"fisher": "exact"}, r"continual\.ewc\.fisher=exact: must be one of true, empirical"),
         ({"fisher": False}, r"continual\.ewc\.fisher=false: must be one of"),
         ({"strength": -1.0}, r"continual\.ewc\.strength=-1\.0: must be at least 0"),
+        ({"strength": float("nan")}, r"continual\.ewc\.strength=nan: must be at least 0"),
         ({"gamma": 0.0}, r"continual\.ewc\.gamma=0\.0: must be above 0"),
         ({"images": 0}, r"continual\.ewc\.images=0: must be at least 1"),
     ],
@@ -269,10 +270,14 @@ def test_wrong_settings(settings, line):
         EwcConfig(**settings).validate()
 
 
-def test_yaml_reads_true_as_a_truth_value():
-    config = EwcConfig(fisher=True)
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [(True, "true"), ("True", "true"), ("Empirical", "empirical"), ("empirical", "empirical")],
+)
+def test_yaml_reads_true_as_a_truth_value(typed, meant):
+    config = EwcConfig(fisher=typed)
     config.validate()
-    assert config.fisher == "true"
+    assert config.fisher == meant
 
 
 # --- runs ----------------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ def test_the_model_before_the_task_stays_as_it_was_and_comes_back_from_a_checkpo
     [
         ({"weight": -1.0}, r"continual\.lwf\.weight=-1\.0: must be at least 0"),
         ({"temperature": 0.0}, r"continual\.lwf\.temperature=0\.0: must be positive"),
+        ({"temperature": float("inf")}, r"continual\.lwf\.temperature=inf: must be positive"),
     ],
 )
 def test_wrong_settings(settings, line):

@@ -87,15 +87,16 @@ def test_each_image_is_shown_under_its_kind_by_its_id_alone(keep):
     assert source.read(np.array([1]), 16).shape == (1, 1, 16, 16)
 
 
+def images(module, ids):
+    return torch.cat([batch.images for batch in module.loader_of(ids)])
+
+
 def test_training_evaluation_and_test_read_the_same_images(tmp_path):
     config = DatasetConfig(stream="corruption", stream_kinds=["none", "contrast"], train_fraction=0.2)
     config.validate()
     data = DataModule(config, batch_size=16, seed=0, cache_dir=tmp_path)
     plain = DataModule(DatasetConfig(train_fraction=0.2), batch_size=16, seed=0, cache_dir=tmp_path)
     again = DataModule(config, batch_size=16, seed=3, cache_dir=tmp_path)  # another run on the same stream
-
-    def images(module, ids):
-        return torch.cat([batch.images for batch in module.loader_of(ids)])
 
     clean, contrast = data.stream.tasks
     for ids in (clean.train, clean.test):
@@ -109,12 +110,24 @@ def test_training_evaluation_and_test_read_the_same_images(tmp_path):
     assert torch.equal(batch.images, images(data, batch.index.numpy()))
 
 
+@pytest.mark.parametrize("audited", [{"canaries": 60}, {"shadow": (0, 2)}])
+def test_an_image_looks_the_same_whether_an_audit_leaves_it_out_or_not(tmp_path, audited):
+    config = DatasetConfig(stream="corruption", stream_kinds=["contrast", "none"])
+    plain, data = (
+        DataModule(config, batch_size=8, seed=0, cache_dir=tmp_path, **keys) for keys in ({}, audited)
+    )
+    left_out = np.flatnonzero((plain.prepared.split >= 0) & (data.prepared.split < 0))
+    assert len(left_out) > 10
+    for ids in (left_out, data.indices("train"), data.indices("test")):
+        assert torch.equal(images(data, ids), images(plain, ids))
+
+
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
         ({"stream_kinds": ["none", "fogg"]}, "dataset.stream_kinds=fogg: must be of none, gaussian_noise"),
         ({"stream_kinds": ["fog", "fog"]}, "dataset.stream_kinds=fog,fog: names a kind twice"),
-        ({"stream_kinds": ["fog"]}, "dataset.stream_kinds=fog: names 1 kinds, and each is a task; name two"),
+        ({"stream_kinds": ["fog"]}, "dataset.stream_kinds=fog: names 1 kind, and each is a task; name two"),
         ({"stream_kinds": ["none", "fog"], "tasks": 3}, "dataset.stream_kinds=none,fog: names 2 kinds"),
         ({"tasks": 17}, "dataset.tasks=17: are more than the 16 kinds"),
         ({"stream_severity": 6}, "dataset.stream_severity=6: must be in [1, 6)"),

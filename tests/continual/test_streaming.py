@@ -151,10 +151,10 @@ def test_the_length_of_the_tasks_stays_when_a_run_is_resumed(tmp_path, monkeypat
     for epochs, line in (
         (
             15,
-            "trainer.max_epochs=15: the 5 tasks of this run are trained for 2 epochs each; trainer.max_epochs=10",
+            "trainer.max_epochs=15: each task of this run is trained for 2 epochs; trainer.max_epochs=10",
         ),
         (12, "trainer.max_epochs=12: cannot be shared equally by 5 tasks"),
-        (5, "trainer.max_epochs=5: the 5 tasks of this run are trained for 2 epochs each"),
+        (5, "trainer.max_epochs=5: each task of this run is trained for 2 epochs"),
     ):
         capsys.readouterr()
         assert exit_code(tmp_path, monkeypatch, "resume=run", f"trainer.max_epochs={epochs}") == 2

@@ -83,6 +83,10 @@ def test_a_private_update_is_of_the_new_set_alone(digits, tmp_path):
     parts = [data.part(old=old).indices("test") for old in (True, False)]
     assert [len(ids) for ids in parts] == [digits.info.counts["test"]] * 2
     assert parts[0].max() < len(digits.labels) <= parts[1].min()
+    # no attack tells members from others by the set that they are of
+    members, others, _ = data.attacked(0)
+    assert min(members.min(), others.min()) >= len(digits.labels)
+    assert len(members) == len(others) == digits.info.counts["test"]
 
 
 def test_other_images_are_refused(digits):

@@ -75,6 +75,11 @@ def test_a_good_update_is_promoted_and_judged_again(shipped, monkeypatch, capsys
     assert effvit(shipped, monkeypatch, "update", "--resume", "good", "--budget", "cost/latency_ms<=5") == 1
     assert "cost/latency_ms: budget <= 5.0 ms and not measured" in verdict(good)["reasons"][0]
     assert (good / "model.safetensors").read_bytes() == before
+    # longer tasks would be other tasks; refused, and nothing is changed
+    config = (good / ".hydra" / "config.yaml").read_text()
+    assert effvit(shipped, monkeypatch, "update", "--resume", "good", "trainer.max_epochs=4") == 2
+    assert "each task of this run is trained for 2 epochs; trainer.max_epochs=2" in capsys.readouterr().err
+    assert (good / ".hydra" / "config.yaml").read_text() == config
 
 
 @pytest.mark.slow
@@ -151,6 +156,28 @@ def test_old_data_that_are_gone(shipped, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_old_images_that_nobody_may_look_at(shipped, monkeypatch):
+    for arguments in (
+        (*MORE, "--old-images", "none", "--run-dir", "unseen"),
+        ("update", "--resume", "unseen"),
+    ):
+        assert effvit(shipped, monkeypatch, *arguments) == 1
+        (reason,) = verdict(shipped / "unseen")["reasons"]
+        assert reason == "old test set: not tested (they were not to be used (--old-images none))"
+    assert card(shipped / "unseen")["provenance"]["lineage"]["earlier_images"] == "none"
+
+
+@pytest.mark.slow
+def test_a_stream_is_not_taken_over(shipped, monkeypatch):
+    stream = ("dataset.stream=corruption", "dataset.stream_kinds=[none,fog]", "dataset.stream_severity=2")
+    arguments = ("dataset=image_folder", "dataset.root=old", "trainer.max_epochs=2", "run_dir=corrupted")
+    assert effvit(shipped, monkeypatch, "train", *QUICK, "dataset.image_size=32", *arguments, *stream) == 0
+    update = ("update", "corrupted", "dataset.root=more", "trainer.max_epochs=1", "--run-dir", "clean")
+    assert effvit(shipped, monkeypatch, *update) in (0, 1)
+    assert card(shipped / "clean")["provenance"]["continual"]["kind"] == "domain"
+
+
+@pytest.mark.slow
 def test_an_update_of_an_update(shipped, monkeypatch):
     assert effvit(shipped, monkeypatch, *MORE, "--run-dir", "first") == 0
     assert effvit(
@@ -173,6 +200,9 @@ def test_an_update_of_an_update(shipped, monkeypatch):
     (("shipped", "dataset.root=more", "--budget", "fast"), "--budget=fast: must be a measure"),
     (("shipped", "dataset.root=more", "model=vit_s"), "model=vit_s: is the shipped model's"),
     (("shipped", "dataset.root=more", "dataset.stream=class"), "an update is a stream of its own"),
+    (("shipped", "dataset.root=more", "dataset.stream_kinds=[fog,snow]"), "an update is a stream of its own"),
+    (("dataset.root=more", "nowhere"), "RUN_DIR=nowhere: is no directory"),
+    (("shipped", "dataset.root=more", "nowhere"), "'nowhere' is no override"),
     (("shipped", "dataset.root=more", "dataset.image_size=16"), "the model takes images of 1x8x8, these are 1x16x16"),
     (("shipped", "dataset.root=more", "--tolerance", "2"), "update.tolerance=2.0: must be in [0, 1)"),
     (("shipped", "dataset.root=more", "compress=distill"), "compress.distill.teacher"),

@@ -24,6 +24,7 @@ from typing_extensions import override
 from effvit_train.continual.memory.rehearsal import LOGIT_BYTES, Memory
 from effvit_train.parts import Keeper, Step, Term
 from effvit_train.predictions import predict
+from effvit_train.soft_labels import answered
 
 
 class KeptLogits(Keeper):
@@ -99,7 +100,7 @@ class LogitsTerm(Term):
 
     @override
     def __call__(self, step: Step) -> Tensor:
-        now = step.logits if step.token_logits is None else (step.logits + step.token_logits) / 2
+        now = answered(step)
         loss = now.new_zeros(len(now))
         for rows, logits in self._kept.of(step.index):
             rows, logits = rows.to(now.device), logits.to(now)

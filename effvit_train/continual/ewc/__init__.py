@@ -41,9 +41,8 @@ class EwcConfig:
 
     def validate(self) -> None:
         """Raise `UserError` for a value that cannot be."""
-        if self.fisher is True:  # as YAML reads the word
-            self.fisher = TRUE
-        one_of(f"{KEY}.fisher", str(self.fisher).lower(), (TRUE, EMPIRICAL))
+        self.fisher = str(self.fisher).lower()  # YAML reads the word as a truth value
+        one_of(f"{KEY}.fisher", self.fisher, (TRUE, EMPIRICAL))
         at_least(f"{KEY}.strength", self.strength, 0)
         at_least(f"{KEY}.images", self.images, 1)
         if not 0 < self.gamma <= 1:

@@ -5,6 +5,7 @@ This file declares the strategy and needs no torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from effvit_train.config import Config
@@ -33,7 +34,7 @@ class LwfConfig:
     def validate(self) -> None:
         """Raise `UserError` for a value that cannot be."""
         at_least(f"{KEY}.weight", self.weight, 0)
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise UserError(
                 "must be positive", key=f"{KEY}.temperature", value=self.temperature, remedy="e.g. 2.0"
             )
