@@ -137,7 +137,7 @@ def test_a_last_checkpoint_that_could_not_be_written_is_what_the_run_ends_with(
     assert json.loads((disk / "run" / "state.json").read_text())["status"] == "done"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_logs_to_wandb_says_no_more_than_that(disk):
     """A real process: W&B writes to the same disk, from processes and threads of its own."""
     train = str(Path(checkpoint_file.__file__).parents[1] / "train.py")

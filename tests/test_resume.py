@@ -331,7 +331,7 @@ def test_a_best_checkpoint_that_a_kill_came_before_is_made_up_for(tmp_path, monk
     assert checkpoint_file.read(best)["position"]["epochs"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes(tmp_path):
     """Lightning's DDP on gloo, stopped by SIGTERM to the first process, as Slurm and Ctrl-C do to all."""
     arguments = (*RANDOM, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "audit=none",
@@ -366,7 +366,10 @@ def test_killed_processes(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 x SIGKILL" in done.stdout
-    assert "model.safetensors EQUAL, metrics.csv EQUAL, quality EQUAL, W&B order EQUAL" in done.stdout
+    assert (
+        "model.safetensors EQUAL, metrics.csv EQUAL, quality EQUAL, matrix EQUAL, W&B order EQUAL"
+        in done.stdout
+    )
 
 
 def start(directory: Path, *arguments: str) -> subprocess.Popen:

@@ -252,8 +252,14 @@ def option_arguments(group: str, option: str, directory: Path, monkeypatch) -> l
     return arguments
 
 
+LARGE = ("vit_s", "vit_b", "deit3_s")  # as others here, only larger
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [pytest.param(*pair, marks=[pytest.mark.long] if pair[1] in LARGE else []) for pair in OPTIONS],
+)
 def test_every_option_runs(group, option, tmp_path, monkeypatch, no_probe):
     arguments = option_arguments(group, option, tmp_path, monkeypatch)
     if option == "gpu" and not torch.cuda.is_available():

@@ -87,7 +87,7 @@ def test_the_table_the_parts_and_the_schema_agree():
     assert tuple(PARTS) == AXES
     keys = [key for part in PARTS.values() for key in part.keys]
     assert len(keys) == len(set(keys))
-    elsewhere = ("quality/", "cost/", "privacy/")
+    elsewhere = ("quality/", "cost/", "privacy/", "continual/")
     assert set(keys) == {key for key in MEASURES if not key.startswith(elsewhere)}
 
 
@@ -148,6 +148,7 @@ def test_groups_by_hand(trained):
     assert "fairness/accuracy_gap" in facts["others"]["sender"]["missing"]  # no sender has five test images
 
 
+@pytest.mark.long
 def test_an_interrupted_audit_goes_on_where_it_was(trained, monkeypatch):
     asked: list[str] = []
     original = robustness.corruption_outcomes

@@ -189,7 +189,7 @@ def test_damage_is_told_and_made_good(tmp_path, monkeypatch, asked, capfd):
 @pytest.mark.parametrize(
     "arguments",
     [
-        (f"{KIND}=[soft,token,feature,relation,self]",),
+        pytest.param((f"{KIND}=[soft,token,feature,relation,self]",), marks=pytest.mark.long),
         EXACT,
         (f"{CACHE}.epochs=2", f"{KIND}=[hard,self]", "recipe.erasing=0.3", "recipe.ema=0.9"),
     ],

@@ -76,7 +76,7 @@ MIXES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("mix", ["everything", pytest.param("distilled", marks=pytest.mark.long)])
 def test_resume_across_cuts_gives_the_same_bytes(mix, tmp_path, monkeypatch):
     arguments = (*(a for a in QUICK if mix != "distilled" or a != "compress=prune"), *MIXES[mix])
     run_in(tmp_path, monkeypatch, *arguments, "run_dir=whole")
@@ -204,6 +204,7 @@ def test_a_finished_model_is_cut_and_trained_further(tmp_path, monkeypatch, caps
     assert load_model(tmp_path / "smaller")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
+@pytest.mark.long
 def test_the_unpruned_start_can_teach(tmp_path, monkeypatch):
     dense = tuple(a for a in QUICK if not a.startswith("compress"))
     run_in(tmp_path, monkeypatch, *dense, "run_dir=dense")

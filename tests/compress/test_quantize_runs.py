@@ -83,7 +83,8 @@ def test_the_same_by_the_command_after_training(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("more", [
-    (), (f"{KEY}.mode=static", "recipe.ema=0.9"), (f"{KEY}.mode=weight_only", "trainer.precision=bf16-mixed"),
+    pytest.param((), marks=pytest.mark.long), (f"{KEY}.mode=static", "recipe.ema=0.9"),
+    pytest.param((f"{KEY}.mode=weight_only", "trainer.precision=bf16-mixed"), marks=pytest.mark.long),
 ])  # fmt: skip
 def test_quantisation_aware_training_resumes_exactly(more, tmp_path, monkeypatch):
     arguments = (*QUICK, "compress=quantize", f"{KEY}.qat=true", f"{KEY}.start=0.4", *more)

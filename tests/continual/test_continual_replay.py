@@ -106,7 +106,7 @@ def test_bytes_never_exceed_the_budget_logits_included(selection):
             assert (memory.capacity + 1) * (math.prod(shape) + 4 * logits) > round(budget * 1e6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_forgets_less_than_naive_training(tmp_path, monkeypatch):
     arguments = (*STREAM, "model.args.embed_dim=64", "model.args.num_heads=4", "dataset.tasks=2",
                  "trainer.max_epochs=14", "recipe.batch_size=16", "recipe.lr=0.005")  # fmt: skip

@@ -230,7 +230,7 @@ def test_what_cannot_be_parted_is_refused_in_one_line():
         [
             "trainer.max_epochs=7: cannot be shared equally by 2 tasks; e.g. trainer.max_epochs=8",
             "dataset.tasks=5: are more than the 4 classes; at most dataset.tasks=4",
-            "dataset.tasks=9: are more than the training images",
+            "dataset.tasks=9: are more than the 8 training images",
             "dataset.stream_group=place: is not a column of the data set's table; the data set has none",
             "dataset.stream_group=plase: is not a column of the data set's table; did you mean 'place'?",
             "dataset.stream_group=null: names the column that parts the domains; columns: place",

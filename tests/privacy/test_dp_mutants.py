@@ -230,6 +230,7 @@ MUTANTS: dict[str, tuple[Patch, Callable]] = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_bug_is_caught(tmp_path, monkeypatch, capsys, name):
     plant, test = MUTANTS[name]

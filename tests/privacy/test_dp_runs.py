@@ -235,7 +235,10 @@ VARIANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    ["plain", *(pytest.param(name, marks=pytest.mark.long) for name in VARIANTS if name != "plain")],
+)
 def test_stopped_and_resumed_runs_are_the_same_and_spend_the_same(tmp_path, monkeypatch, variant):
     secret = same_secret(tmp_path)
     arguments = (*QUICK, *VARIANTS[variant], secret)
