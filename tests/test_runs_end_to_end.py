@@ -252,7 +252,7 @@ def option_arguments(group: str, option: str, directory: Path, monkeypatch) -> l
     return arguments
 
 
-LARGE = ("vit_s", "vit_b", "deit3_s")  # as others here, only larger
+LARGE = ("vit_s", "vit_b", "deit_s", "deit3_s", "swin_t")  # as others here, only larger
 
 
 @pytest.mark.slow
@@ -288,7 +288,7 @@ def test_two_processes_make_one_run(train_py, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_online_without_a_network_ends_with_a_card_and_says_so_once(train_py, tmp_path):
     environment = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     done = train_py("trainer.fast_dev_run=true", "run_dir=run", *SMALL, env=environment)

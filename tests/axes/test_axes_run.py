@@ -206,6 +206,7 @@ def test_other_predictors_are_told_beside_the_model(trained, tmp_path):
     assert "no dropout" in facts["mc_dropout"]["reason"]
 
 
+@pytest.mark.long
 def test_foreign_images(trained):
     found = audited(trained, "audit.parts=[ood]", "audit.ood=digits")
     assert 0 <= found["measures"]["calibration/ood_auroc"] <= 1

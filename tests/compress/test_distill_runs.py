@@ -57,6 +57,7 @@ def build_cache(directory: Path, monkeypatch, *arguments: str) -> None:
     cli.cache(list(arguments))
 
 
+@pytest.mark.long
 def test_every_kind_at_once(tmp_path, monkeypatch):
     kinds = ["soft", "hard", "token", "feature", "relation", "self"]
     run_in(tmp_path, monkeypatch, *QUICK, f"{KIND}=[{','.join(kinds)}]", "run_dir=run")
@@ -108,6 +109,7 @@ def test_a_cached_teacher_gives_the_weights_of_a_live_one(kinds, tmp_path, monke
     assert 0 <= difference < 2e-3  # 11 bits of a log-probability, through 27 steps of AdamW
 
 
+@pytest.mark.long
 def test_views_come_round_and_runs_of_other_seeds_share_them(tmp_path, monkeypatch, asked):
     epochs = ("trainer.max_epochs=5", f"{CACHE}.epochs=2")
     run_in(tmp_path, monkeypatch, *QUICK, *epochs, "run_dir=one")

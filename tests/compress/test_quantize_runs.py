@@ -47,6 +47,7 @@ def test_the_training_is_the_same_and_what_ships_is_int8(tmp_path, monkeypatch):
     assert layers(small, Int8Linear) == 8
 
 
+@pytest.mark.long
 def test_the_same_by_the_command_after_training(tmp_path, monkeypatch, capsys):
     run_in(tmp_path, monkeypatch, *QUICK, "run_dir=dense")
     run_in(tmp_path, monkeypatch, *QUICK, "compress=quantize", "run_dir=small")

@@ -507,7 +507,7 @@ def test_help_loads_no_torch(command):
     assert f"usage: effvit {command}" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bench_in_an_environment_of_its_own(file, tmp_path):
     """As on a device: the project without its dependencies, numpy and onnxruntime."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
