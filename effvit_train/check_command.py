@@ -108,9 +108,7 @@ def check(argv: Sequence[str]) -> None:
         UserError: no such run, no such budget, or none at all.
     """
     options = _parser().parse_args(list(argv))
-    budgets = parse_budgets(options.budget)
-    if options.file is not None:
-        budgets += read_budgets(options.file)
+    budgets = budgets_of(options)
     if not budgets:
         raise UserError("no budget is given", remedy="e.g. --budget 'cost/latency_ms<=5', or --file FILE")
     console = Console(highlight=False)
@@ -200,6 +198,22 @@ def _remedy(entry: Entry, key: str) -> str:
     return _NEEDED.get(key, "effvit audit {run} audit=full").format(run=shlex.quote(str(run)))
 
 
+def budgets_of(options: argparse.Namespace) -> list[Budget]:
+    """What `--budget` and `--file` ask for; raises `UserError` for what cannot be read."""
+    return parse_budgets(options.budget) + ([] if options.file is None else read_budgets(options.file))
+
+
+def add_budget_options(parser: argparse.ArgumentParser, *, whose: str = "a measure") -> None:
+    """`--budget` and `--file`, as `budgets_of` reads them; `whose` says what is held against them."""
+    parser.add_argument(
+        "--budget", action="append", default=[], metavar="BUDGET",
+        help=f"{whose}, one of <= >= < >, and a number, as 'cost/latency_ms<=5'; may be given more than once",
+    )  # fmt: skip
+    parser.add_argument(
+        "--file", type=Path, help="budgets, one a line; or .yaml: a list, or measures with bounds"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="effvit check", allow_abbrev=False,
@@ -210,13 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run directories, or some above them"
     )
-    parser.add_argument(
-        "--budget", action="append", default=[], metavar="BUDGET",
-        help="a measure, one of <= >= < >, and a number, as 'cost/latency_ms<=5'; may be given more than once",
-    )  # fmt: skip
-    parser.add_argument(
-        "--file", type=Path, help="budgets, one a line; or .yaml: a list, or measures with bounds"
-    )
+    add_budget_options(parser)
     parser.add_argument(
         "--confident", action="store_true",
         help="where a measure has a 95%% interval, its worse end must be within the budget too",

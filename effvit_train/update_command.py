@@ -42,6 +42,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
         UserError: an option cannot be what it is.
     """
+    from effvit_train.check_command import add_budget_options, budgets_of
+
     parser = argparse.ArgumentParser(
         prog="effvit update", allow_abbrev=False,
         usage="effvit update RUN_DIR dataset=NAME [continual=NAME] [key=value ...] [--budget BUDGET ...]\n"
@@ -54,13 +56,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "'privacy/epsilon<=8'",
     )  # fmt: skip
     parser.add_argument("run", metavar="RUN_DIR", nargs="?", help="the shipped model's run")
-    parser.add_argument(
-        "--budget", action="append", default=[], metavar="BUDGET",
-        help="a measure of the new model, one of <= >= < >, and a number, as in effvit check; more than once",
-    )  # fmt: skip
-    parser.add_argument(
-        "--file", type=Path, help="budgets, one a line; or .yaml: a list, or measures with bounds"
-    )
+    add_budget_options(parser, whose="a measure of the new model")
     parser.add_argument(
         "--confident", action="store_true", help="the worse end of a budgeted measure's interval counts"
     )
@@ -95,19 +91,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             "goes on with the update that is there", key="--resume", value=options.resume,
             remedy="leave out RUN_DIR",
         )  # fmt: skip
-    options.budgets = _budgets(options)
+    options.budgets = [budget.text for budget in budgets_of(options)]
     return options, overrides
-
-
-def _budgets(options: argparse.Namespace) -> list[str]:
-    """The budgets as texts; refuses those that cannot be read."""
-    from effvit_train.budgets import parse_budgets
-    from effvit_train.check_command import read_budgets
-
-    found = parse_budgets(options.budget)
-    if options.file is not None:
-        found += read_budgets(options.file)
-    return [budget.text for budget in found]
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

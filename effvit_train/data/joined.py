@@ -15,8 +15,8 @@ import numpy.typing as npt
 from effvit_train.data.info import DataInfo
 from effvit_train.data.prepare import GROUP_VALUES, Prepared, resplit
 from effvit_train.data.source import Source
-from effvit_train.data.splits import BAD, SPLITS, TRAIN
-from effvit_train.data.stream import CLASS, DOMAIN, Stream, Task
+from effvit_train.data.splits import BAD, TRAIN
+from effvit_train.data.stream import CLASS, DOMAIN, Stream, Task, members_of_splits
 from effvit_train.errors import UserError
 
 Ints = npt.NDArray[np.int64]
@@ -176,9 +176,7 @@ def _united(known: tuple[str, ...], others: Sequence[str]) -> tuple[str, ...]:
 def _task(prepared: Prepared, name: str, start: int, end: int, known: Sequence[int] | None) -> Task:
     here = np.zeros(len(prepared.labels), dtype=np.bool_)
     here[start:end] = True
-    train, val, test = (
-        np.flatnonzero(here & (prepared.split == SPLITS.index(part))) for part in ("train", "val", "test")
-    )
+    train, val, test = members_of_splits(prepared, here)
     found = known if known is not None else np.unique(prepared.labels[train]).tolist()
     return Task(name, train, val, test, tuple(int(k) for k in found))
 

@@ -21,14 +21,13 @@ from effvit_train.data.config import CLEAN, DatasetConfig
 from effvit_train.data.corrupted import CorruptedSource, kinds_of_tasks, portions, severity_of
 from effvit_train.data.prepare import Prepared, resplit
 from effvit_train.data.sampler import rank_and_world
-from effvit_train.data.splits import SPLITS
+from effvit_train.data.splits import SPLITS, TRAIN
 from effvit_train.errors import UserError, did_you_mean
 from effvit_train.keys import stream_key
 
 Ints = npt.NDArray[np.int64]
 CLASS, DOMAIN, DATA = "class", "domain", "data"
 CORRUPTION = "corruption"  # a stream of domains that are made
-KINDS = (CLASS, DOMAIN, DATA)
 
 
 @dataclass(frozen=True)
@@ -227,7 +226,7 @@ def _by_group(prepared: Prepared, config: DatasetConfig) -> list[Task]:
             remedy=f"e.g. dataset.tasks={min(5, len(found))}",
         )  # fmt: skip
     tasks = []
-    for part in _even(found, values[prepared.split == 0], count):
+    for part in _even(found, values[prepared.split == TRAIN], count):
         shown = ", ".join(part) if len(part) <= 3 else f"{part[0]} … {part[-1]} ({len(part)})"
         tasks.append(_task(prepared, f"{column}={shown}", np.isin(values, part)))
     return tasks
@@ -298,10 +297,16 @@ def _by_chance(prepared: Prepared, config: DatasetConfig) -> list[Task]:
     return tasks
 
 
-def _task(prepared: Prepared, name: str, members: npt.NDArray[np.bool_]) -> Task:
-    ids = [
+def members_of_splits(prepared: Prepared, members: npt.NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
+    """Sample ids, ascending, of those members (n,) that are in the training, the validation and the test split."""
+    train, val, test = (
         np.flatnonzero(members & (prepared.split == SPLITS.index(part))) for part in ("train", "val", "test")
-    ]
+    )
+    return train, val, test
+
+
+def _task(prepared: Prepared, name: str, members: npt.NDArray[np.bool_]) -> Task:
+    ids = members_of_splits(prepared, members)
     for part, found in zip(("train", "test"), (ids[0], ids[2]), strict=True):
         if not len(found):
             raise UserError(
